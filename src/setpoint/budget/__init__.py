@@ -1,1 +1,18 @@
-""""""
+"""Costs, targets, scopes and schedules: who may keep how much, and when."""
+
+from setpoint.budget.schedule import Phase, Schedule, Timeline
+from setpoint.budget.scope import Budget, Scope, allocate, erk_densities, unit_costs
+from setpoint.budget.target import Cost, Target
+
+__all__ = [
+    "Budget",
+    "Cost",
+    "Phase",
+    "Schedule",
+    "Scope",
+    "Target",
+    "Timeline",
+    "allocate",
+    "erk_densities",
+    "unit_costs",
+]

@@ -1,1 +1,6 @@
-""""""
+"""A trained model leaves the run: saved small, loaded whole."""
+
+from setpoint.deploy.archive import load, read_metadata, save
+from setpoint.deploy.container import ArchiveError
+
+__all__ = ["ArchiveError", "load", "read_metadata", "save"]

@@ -1,1 +1,8 @@
-""""""
+"""How training gets to the budget: one file a method."""
+
+from setpoint.methods.base import Method, Units
+from setpoint.methods.gsp import GroupedSparseProjection
+from setpoint.methods.magnitude import Magnitude
+from setpoint.methods.registry import make_method, method_names
+
+__all__ = ["GroupedSparseProjection", "Magnitude", "Method", "Units", "make_method", "method_names"]

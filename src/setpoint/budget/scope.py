@@ -1,0 +1,247 @@
+"""Who holds a budget: the whole model, each layer, or the layers the user names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from setpoint.budget.target import Cost, Target
+from setpoint.units import Layer, Partition
+
+Scope = str | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much the units of some layers may cost together.
+
+    Attributes:
+        layers: positions of the layers that share it.
+        costs: of each layer's units, float64, broadcastable to the partition's counts.
+        floors: how many units each layer keeps in any case.
+        total: cost of everything.
+        fixed: cost of what belongs to no unit (the N of an N:M pattern).
+        kept: cost that may stay in the end, the fixed part included.
+        requested: fraction of the cost that was asked to go.
+    """
+
+    layers: tuple[int, ...]
+    costs: tuple[Tensor, ...]
+    floors: tuple[int, ...]
+    total: float
+    fixed: float
+    kept: float
+    requested: float
+
+    def room(self, ramp: float) -> float:
+        """Cost that the units may have once the budget has gone `ramp` of its way, in [0, 1]."""
+        return self.total - (self.total - self.kept) * ramp - self.fixed
+
+
+def unit_costs(partition: Partition, cost: Cost) -> Tensor:
+    """What each unit costs. Units of patterns that keep a part of themselves count their entries in any case."""
+    if cost == "units" and not partition.rest:
+        return torch.tensor(1.0, dtype=torch.float64)
+    return partition.sizes()
+
+
+def allocate(
+    layers: Sequence[Layer], target: Target | None, scope: Scope = "global", floor: int = 1
+) -> tuple[Budget, ...]:
+    """Divide the target among the layers.
+
+    A fraction is met to the nearest achievable count where all units that share a budget cost the same; otherwise
+    the kept cost stays within the budget and no further unit fits.
+
+    Args:
+        layers: the layers to make sparse.
+        target: what is asked for; None asks for all that the units can give, which only patterns (N:M) bound.
+        scope: `"global"`, one budget for all; `"uniform"`, the same fraction in each layer; `"erk"`, densities in
+            proportion to (sum of a weight's sizes) / (their product), with the budget met over all layers (U. Evci
+            et al., "Rigging the lottery", ICML 2020, section 3); or a mapping from globs of parameter names to
+            sparsities: each layer follows the first glob that fits it, and the target where none does (without a
+            target it stays dense and is not counted).
+        floor: units that no layer may lose.
+
+    Raises:
+        ValueError: if the budget is not possible, naming what is; if a glob fits no layer.
+    """
+    if floor < 0:
+        raise ValueError(f"floor={floor} must be a number of units >= 0")
+    if isinstance(scope, str) and scope not in ("global", "uniform", "erk"):
+        raise ValueError(f"scope={scope!r} is none of global, uniform, erk, or a mapping of globs to sparsities")
+    cost: Cost = "params" if target is None else target.counted
+    each = [_Part.of(i, layer, cost, floor) for i, layer in enumerate(layers)]
+    if not isinstance(scope, str):
+        return _by_glob(each, target, scope)
+    if target is None:
+        return tuple(_join([part], part.fixed, 1.0) for part in each) if _bounded(each) else ()
+    if scope == "uniform":
+        share = target.kept(sum(p.total for p in each)) / sum(p.total for p in each)
+        return tuple(_join([p], p.total * share, 1.0 - share) for p in each)
+    if scope == "erk":
+        return _erk(each, target)
+    total = sum(p.total for p in each)
+    return (_join(each, target.kept(total), 1.0 - target.kept(total) / total),)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One layer's share of the accounts."""
+
+    index: int
+    layer: Layer
+    costs: Tensor
+    floor: int
+    total: float
+    fixed: float
+
+    @classmethod
+    def of(cls, index: int, layer: Layer, cost: Cost, floor: int) -> _Part:
+        costs = unit_costs(layer.partition, cost)
+        count = math.prod(layer.partition.counts)
+        movable = float(costs) * count if costs.ndim == 0 else float(costs.expand(layer.partition.counts).sum())
+        rest = layer.partition.rest
+        return cls(index, layer, costs, 0 if rest else min(floor, count), movable + rest, float(rest))
+
+    @property
+    def dearest(self) -> float:
+        return float(self.costs.max())
+
+    @property
+    def least(self) -> float:
+        """Cost that stays in any case."""
+        return self.fixed + self.floor * self.dearest
+
+
+def _bounded(parts: Sequence[_Part]) -> bool:
+    if all(p.fixed for p in parts):
+        return True
+    raise ValueError("no target was given: say how much is to go, such as target=0.9")
+
+
+def _join(parts: Sequence[_Part], kept: float, requested: float) -> Budget:
+    """One budget for some layers, rounded to what is achievable."""
+    total, fixed = sum(p.total for p in parts), sum(p.fixed for p in parts)
+    least = sum(p.least for p in parts)
+    unit = _common_cost(parts)
+    if unit is not None:
+        wanted = (kept - fixed) / unit
+        count = max(round(wanted), sum(p.floor for p in parts))
+        if count > math.ceil(wanted - 1e-9):
+            raise _impossible(parts, kept, total, least)
+        kept = fixed + unit * min(count, round((total - fixed) / unit))
+    elif least > kept * (1 + 1e-12):
+        raise _impossible(parts, kept, total, least)
+    return Budget(
+        tuple(p.index for p in parts),
+        tuple(p.costs for p in parts),
+        tuple(p.floor for p in parts),
+        total,
+        fixed,
+        min(kept, total),
+        requested,
+    )
+
+
+def _common_cost(parts: Sequence[_Part]) -> float | None:
+    costs = {float(c) for p in parts for c in (p.costs.min(), p.costs.max())}
+    return costs.pop() if len(costs) == 1 and 0.0 not in costs else None
+
+
+def _impossible(parts: Sequence[_Part], kept: float, total: float, least: float) -> ValueError:
+    where = f"layer {parts[0].layer.name!r}" if len(parts) == 1 else f"{len(parts)} layers together"
+    return ValueError(
+        f"{where}: a sparsity of {1 - kept / total:.6g} was asked for (keep {kept:g} of {total:g}), but at most "
+        f"{1 - least / total:.6g} is possible (keep {least:g}): the units' remainder and the floor of "
+        f"{max(p.floor for p in parts)} unit(s) a layer must stay"
+    )
+
+
+def _by_glob(parts: Sequence[_Part], target: Target | None, scope: Mapping[str, float]) -> tuple[Budget, ...]:
+    for glob, sparsity in scope.items():
+        Target(sparsity=sparsity)
+        if not any(fnmatchcase(p.layer.name, glob) for p in parts):
+            possible = ", ".join(p.layer.name for p in parts)
+            raise ValueError(f"scope glob {glob!r} matches no layer; possible: {possible}")
+    if target is not None and target.has_budget and target.sparsity is None:
+        raise ValueError(f"a scope of globs takes a target sparsity for the other layers, not {target}")
+    budgets = []
+    for part in parts:
+        rest = target.sparsity if target is not None else None
+        wanted = next((s for glob, s in scope.items() if fnmatchcase(part.layer.name, glob)), rest)
+        if wanted is not None:
+            budgets.append(_join([part], part.total * (1.0 - wanted), wanted))
+    return tuple(budgets)
+
+
+def erk_densities(shapes: Sequence[Sequence[int]], sizes: Sequence[float], density: float) -> list[float]:
+    """Erdos-Renyi-kernel densities: `eps * sum(shape) / prod(shape)`, at most 1, that meet `density` on average.
+
+    Args:
+        shapes: of the weights.
+        sizes: what each weight counts in the average.
+        density: to meet over all, in (0, 1].
+    """
+    raw = [sum(shape) / math.prod(shape) for shape in shapes]
+    dense: set[int] = set()
+    while True:
+        room = density * sum(sizes) - sum(sizes[i] for i in dense)
+        open_ = [i for i in range(len(raw)) if i not in dense]
+        scale = room / sum(raw[i] * sizes[i] for i in open_) if open_ else 0.0
+        full = {i for i in open_ if raw[i] * scale > 1.0}
+        if not full:
+            return [1.0 if i in dense else raw[i] * scale for i in range(len(raw))]
+        dense |= full
+
+
+def _erk(parts: Sequence[_Part], target: Target) -> tuple[Budget, ...]:
+    """Budgets per layer whose sum meets the target: whole units, the remainder to the layers cut shortest."""
+    whole = _join(parts, target.kept(sum(p.total for p in parts)), 0.0)
+    shapes = [p.layer.partition.layout.shape for p in parts]
+    densities = erk_densities(shapes, [p.total for p in parts], whole.kept / whole.total)
+    wanted = [max(p.total * d, p.least) for p, d in zip(parts, densities)]
+    budgets = [_whole_units(p, w) for p, w in zip(parts, wanted)]
+    kept = [b.kept for b in budgets]
+    # Floors may have raised some layers: the densest give way.
+    kept = _lowered(parts, kept, sum(kept) - whole.kept)
+    kept = _raised(parts, kept, wanted, whole.kept - sum(kept))
+    return tuple(replace(b, kept=k, requested=1.0 - k / b.total) for b, k in zip(budgets, kept))
+
+
+def _whole_units(part: _Part, kept: float) -> Budget:
+    unit = _common_cost([part])
+    if unit is not None:
+        kept = part.fixed + unit * math.floor((kept - part.fixed) / unit + 1e-9)
+    return _join([part], max(kept, part.least), 0.0)
+
+
+def _lowered(parts: Sequence[_Part], kept: list[float], excess: float) -> list[float]:
+    kept = list(kept)
+    while excess > 1e-9:
+        index = max(range(len(parts)), key=lambda i: (kept[i] - parts[i].least) / parts[i].total)
+        step = _common_cost([parts[index]]) or excess
+        kept[index] = max(kept[index] - step, parts[index].least)
+        excess -= step
+    return kept
+
+
+def _raised(parts: Sequence[_Part], kept: list[float], wanted: list[float], room: float) -> list[float]:
+    kept = list(kept)
+    while True:
+        fits = [
+            i
+            for i, p in enumerate(parts)
+            if (_common_cost([p]) or math.inf) <= room + 1e-9 and kept[i] < p.total - 1e-9
+        ]
+        if not fits:
+            return kept
+        index = max(fits, key=lambda i: (wanted[i] - kept[i]) / (_common_cost([parts[i]]) or 1.0))
+        step = _common_cost([parts[index]]) or 0.0
+        kept[index] += step
+        room -= step

@@ -1,0 +1,91 @@
+"""What the user asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Cost = Literal["units", "params"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How sparse the chosen parameters are to become. One of `sparsity`, `units` and `params`, or `hoyer`, or both.
+
+    Attributes:
+        sparsity: fraction of the cost that goes, in (0, 1).
+        cost: what `sparsity` counts: `"params"`, the entries of the chosen parameters, or `"units"`, how many units.
+            The same for single weights; not for filters of layers of different width. For N:M patterns both count
+            single weights.
+        units: how many units may stay: a number (int), or a fraction in (0, 1).
+        params: how many entries of the chosen parameters may stay: a number (int), or a fraction in (0, 1).
+        hoyer: average Hoyer sparsity to reach, in (0, 1); only methods that project to it accept it.
+
+    Raises:
+        ValueError: if a value is out of range, or if two budgets contradict each other.
+    """
+
+    sparsity: float | None = None
+    cost: Cost = "params"
+    units: int | float | None = None
+    params: int | float | None = None
+    hoyer: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cost not in get_args(Cost):
+            raise ValueError(f"cost={self.cost!r} is none of {', '.join(get_args(Cost))}")
+        _check_fraction("sparsity", self.sparsity)
+        _check_fraction("hoyer", self.hoyer)
+        for name in get_args(Cost):
+            _check_amount(name, getattr(self, name))
+        given = [name for name in ("sparsity", "units", "params") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"a target takes one budget, but {' and '.join(given)} were given")
+
+    @classmethod
+    def of(cls, target: Target | float | None) -> Target | None:
+        """Read `0.9` as `Target(sparsity=0.9)`."""
+        if target is None or isinstance(target, Target):
+            return target
+        return cls(sparsity=float(target))
+
+    @property
+    def counted(self) -> Cost:
+        """The cost that the budget is counted in."""
+        return "units" if self.units is not None else "params" if self.params is not None else self.cost
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether zeros are asked for, beside or instead of a Hoyer sparsity."""
+        return self.sparsity is not None or self.units is not None or self.params is not None
+
+    def kept(self, total: float) -> float:
+        """The cost that may stay, of `total`."""
+        amount = self.units if self.units is not None else self.params
+        if amount is None:
+            return total if self.sparsity is None else total * (1.0 - self.sparsity)
+        return float(amount) if isinstance(amount, int) else total * amount
+
+    def __str__(self) -> str:
+        parts = []
+        if self.sparsity is not None:
+            parts.append(f"{self.sparsity:.4%} of the {self.cost} gone")
+        for name in get_args(Cost):
+            if (amount := getattr(self, name)) is not None:
+                parts.append(f"{amount} {name} kept" if isinstance(amount, int) else f"{amount:.4%} of the {name} kept")
+        if self.hoyer is not None:
+            parts.append(f"Hoyer sparsity {self.hoyer:g}")
+        return ", ".join(parts)
+
+
+def _check_fraction(name: str, value: float | None) -> None:
+    if value is not None and not 0.0 < value < 1.0:
+        raise ValueError(f"target {name}={value} must lie strictly between 0 and 1 (0.9 means that 90 % goes)")
+
+
+def _check_amount(name: str, value: int | float | None) -> None:
+    if value is None:
+        return
+    fine = value >= 1 if isinstance(value, int) else 0.0 < value < 1.0
+    if not fine:
+        raise ValueError(f"target {name}={value} must be a number of {name} (an int >= 1) or a fraction in (0, 1)")

@@ -1,0 +1,196 @@
+"""Save and load a model with many zeros in one small safetensors file.
+
+Each tensor is stored in whichever encoding takes the fewest bytes (see `setpoint.deploy.packing` for their sizes), and
+comes back bit for bit. Dense tensors keep their names in the file; the encoded ones appear to other readers of
+safetensors as ``<name>#values``, ``<name>#positions``, ``<name>#axes`` and ``<name>#signs``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar, cast, overload
+
+import torch
+from torch import Tensor, nn
+
+from setpoint.deploy.container import ArchiveError, open_container, write_container
+from setpoint.deploy.index import Entry, decode_state, describe, dump_index, encode_state, memory, parse_index
+from setpoint.deploy.words import to_words
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_COMPILED = "_orig_mod."
+_LISTED = 8
+
+
+def save(
+    model: nn.Module | Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a model's state dict to one safetensors file, its zeros left out.
+
+    The file appears whole or not at all: a save that fails or is killed leaves an earlier file as it was. The same
+    state gives the same bytes. Tensors that are the same memory seen the same way (tied weights) are stored once.
+
+    Args:
+        model: The model, of which parameters and persistent buffers are saved, or a state dict. A compiled or
+            data-parallel model is saved under the names of the model inside; a state dict under the names it has.
+        path: Of the file, in a folder that exists.
+        metadata: Strings to keep with the model, for `read_metadata`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArchiveError: If an entry is no plain tensor with data: sparse, quantised, sharded, on the meta device.
+        FileNotFoundError: If the folder does not exist.
+        TypeError: If the metadata are not strings.
+    """
+    path = Path(path)
+    state = _state(_unwrap(model)) if isinstance(model, nn.Module) else dict(model)
+    notes = json.dumps(_check_strings(metadata or {}))
+    for name, tensor in state.items():
+        _check_storable(name, tensor, path)
+    index, stored = encode_state(state)
+    write_container(path, stored, {"index": dump_index(index), "metadata": notes})
+    return path
+
+
+@overload
+def load(
+    path: str | os.PathLike[str], model: None = None, *, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def load(path: str | os.PathLike[str], model: Model, *, device: str | torch.device = "cpu") -> Model: ...
+
+
+def load(
+    path: str | os.PathLike[str], model: Model | None = None, *, device: str | torch.device = "cpu"
+) -> dict[str, Tensor] | Model:
+    """Read what `save` wrote, into a model or as a state dict.
+
+    The whole file, and its fit to the model, is checked before the first entry of the model changes.
+
+    Args:
+        path: Of the file.
+        model: To load into, in place: its parameters stay the objects that its optimizer knows. Names, shapes and
+            dtypes must be those of the file. It may be compiled or data-parallel.
+        device: Of the state dict's tensors. A model keeps its own.
+
+    Returns:
+        The model, or without one the state dict, in which tensors that were saved as one are one.
+
+    Raises:
+        ArchiveError: If the file is truncated, altered, not written by `save`, or does not fit the model.
+        FileNotFoundError: If there is no such file.
+    """
+    with open_container(Path(path)) as container:
+        index = parse_index(container.metadata["index"])
+        if model is None:
+            return decode_state(container, index, torch.device(device))
+        inner = _unwrap(model)
+        _check_fit(index, inner, container.path)
+        state = decode_state(container, index, torch.device("cpu"))
+    _check_ties(state, inner, Path(path))
+    inner.load_state_dict({name: state[_plain(name)] for name in inner.state_dict()})
+    return model
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The strings that were given to `save`, of a file whose checksum is right.
+
+    Raises:
+        ArchiveError: If the file is truncated, altered or not written by `save`.
+        FileNotFoundError: If there is no such file.
+    """
+    with open_container(Path(path)) as container:
+        return cast("dict[str, str]", json.loads(container.metadata["metadata"]))
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The user's model inside `torch.compile` and data-parallel wrappers."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
+
+
+def _plain(name: str) -> str:
+    """A name without the traces of submodules that were compiled on their own."""
+    return name.replace(_COMPILED, "")
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {_plain(name): tensor for name, tensor in model.state_dict().items()}
+
+
+def _check_strings(metadata: Mapping[str, str]) -> dict[str, str]:
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"metadata must map str to str, found {key!r}: {value!r}")
+    return dict(metadata)
+
+
+def _check_storable(name: str, tensor: object, path: Path) -> None:
+    if not isinstance(tensor, Tensor):
+        found = f"an object of type {type(tensor).__name__}"
+    elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        found = f"a {type(tensor).__name__}: gather or unwrap it first"
+    elif tensor.is_meta or nn.parameter.is_lazy(tensor):
+        found = "a tensor without data: give the model its weights first"
+    elif tensor.layout is not torch.strided or tensor.is_quantized:
+        found = f"a tensor of layout {tensor.layout} and dtype {tensor.dtype}: convert it first"
+    else:
+        return
+    raise ArchiveError(f"cannot save {name!r} to {path}: expected a plain tensor, found {found}")
+
+
+def _check_fit(index: Mapping[str, Entry], model: nn.Module, path: Path) -> None:
+    """Raise unless the model has the names, shapes and dtypes of the index, and memory to load into."""
+    own = _state(model)
+    common = [name for name in own if name in index]
+    found = {name: f"{_describe(own[name])} in the model, {index[name]} in the file" for name in common}
+    problems = {
+        "not in the file": [repr(name) for name in own if name not in index],
+        "not in the model": [repr(name) for name in index if name not in own],
+        "different": [f"{name!r} ({found[name]})" for name in common if _describe(own[name]) != str(index[name])],
+        "on the meta device, use to_empty first": [
+            repr(name) for name in common if getattr(own[name], "is_meta", False)
+        ],
+    }
+    if any(problems.values()):
+        text = "; ".join(f"{problem}: {_enumerate(names)}" for problem, names in problems.items() if names)
+        raise ArchiveError(f"{path} does not fit {type(model).__name__}: {text}")
+
+
+def _check_ties(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Raise if two tensors that differ in the file are one in the model, where the last would win."""
+    owners: dict[tuple[object, ...], str] = {}
+    for name, tensor in _state(model).items():
+        owner = owners.setdefault(memory(tensor), name)
+        same = state[owner] is state[name] or (to_words(state[owner]) == to_words(state[name])).all()
+        if not same:
+            raise ArchiveError(
+                f"{path} does not fit {type(model).__name__}: {owner!r} and {name!r} share one tensor in the model, "
+                "and differ in the file"
+            )
+
+
+def _describe(tensor: object) -> str:
+    return str(describe(tensor)) if isinstance(tensor, Tensor) else type(tensor).__name__
+
+
+def _enumerate(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return ", ".join(listed[:_LISTED]) + more

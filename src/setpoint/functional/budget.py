@@ -1,0 +1,281 @@
+"""Which units stay when only so much cost may be kept: the projection onto a budget.
+
+Keeping the units K costs `sum_{j in K} c_j` and saves `sum_{j in K} m_j^2` of the squared norm, so the nearest point
+that meets the budget solves a knapsack problem. With equal costs that is a top-k; otherwise the units are taken in
+order of `m_j^2 / c_j`, and the last few are settled exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from setpoint.functional.root import monotone_root
+
+# How many units around the cut are settled by trying every combination, where costs differ.
+_CORE = 12
+# The cut is searched by counting until so few units are in question; those are sorted.
+_SORTED = 65_536
+# Slack on sums of costs, relative to the budget: costs such as FLOPs are summed in double precision.
+_SLACK = 1e-12
+
+
+@overload
+def project_budget(
+    magnitudes: Tensor,
+    budget: float,
+    costs: Tensor | float | None = None,
+    *,
+    floors: int = 0,
+) -> Tensor: ...
+@overload
+def project_budget(
+    magnitudes: Sequence[Tensor],
+    budget: float,
+    costs: Sequence[Tensor | float] | None = None,
+    *,
+    floors: Sequence[int] | None = None,
+) -> list[Tensor]: ...
+@torch.no_grad()
+def project_budget(
+    magnitudes: Tensor | Sequence[Tensor],
+    budget: float,
+    costs: Tensor | float | Sequence[Tensor | float] | None = None,
+    *,
+    floors: int | Sequence[int] | None = None,
+) -> Tensor | list[Tensor]:
+    """Choose the units to keep: the largest magnitudes whose cost fits the budget.
+
+    The kept cost is at most `budget`, and no unit left out would still fit. With equal costs the choice maximises
+    the kept squared magnitude (a top-k over all tensors). With unequal costs that maximum is a knapsack problem:
+    it is found exactly for up to 12 units; beyond, the choice is within one unit's worth of the maximum.
+    Ties go to the earlier tensor and the lower index. Nothing is concatenated or sorted whole.
+
+    Args:
+        magnitudes: non-negative, finite; one tensor or a ragged sequence of tensors of any shape and device.
+        budget: the cost that may be kept, >= 0.
+        costs: cost of each unit, positive (a unit of cost 0 is always kept): per tensor a number, or a tensor that
+            broadcasts to its magnitudes. All 1 by default.
+        floors: per tensor, how many of its units (the largest) stay in any case.
+
+    Returns:
+        Boolean tensors shaped as the magnitudes: True where a unit stays.
+
+    Raises:
+        ValueError: for magnitudes that are negative, NaN or infinite, for negative costs, or for a budget smaller
+            than what the floors cost.
+    """
+    if isinstance(magnitudes, Tensor):
+        one_cost = [1.0 if costs is None else costs]
+        return _project([magnitudes], budget, one_cost, [int(floors or 0)])[0]  # type: ignore[arg-type,list-item]
+    tensors = list(magnitudes)
+    return _project(
+        tensors,
+        budget,
+        [1.0] * len(tensors) if costs is None else list(costs),  # type: ignore[arg-type]
+        [0] * len(tensors) if floors is None else list(floors),  # type: ignore[arg-type]
+    )
+
+
+def _project(
+    magnitudes: Sequence[Tensor], budget: float, costs: Sequence[Tensor | float], floors: Sequence[int]
+) -> list[Tensor]:
+    if not budget >= 0:
+        raise ValueError(f"budget={budget} must be a number >= 0")
+    problem = _Problem.of(magnitudes, costs)
+    kept = [_largest(m, floor) for m, floor in zip(problem.magnitudes, floors)]
+    spent = problem.cost_of(kept)
+    slack = _SLACK * max(1.0, abs(budget))
+    if spent > budget + slack:
+        raise ValueError(f"budget={budget:g} is less than the {spent:g} that the units kept in any case cost")
+    problem = problem.without(kept)
+    room = budget - spent + slack
+    cut = _cut(problem, room)
+    for keep, score in zip(kept, problem.scores):
+        keep |= score > cut.above
+    chosen = _chosen(problem, cut, room)
+    for index, position in chosen:
+        kept[index].view(-1)[position] = True
+    if not problem.equal:
+        _fill(problem, kept, room - problem.cost_of(kept))
+    return kept
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Units in the order they are taken: by score `m / sqrt(c)`, -1 for units that are no longer in question."""
+
+    magnitudes: list[Tensor]
+    costs: list[Tensor]
+    scores: list[Tensor]
+    equal: bool
+
+    @classmethod
+    def of(cls, magnitudes: Sequence[Tensor], costs: Sequence[Tensor | float]) -> _Problem:
+        if len(costs) != len(magnitudes):
+            raise ValueError(f"{len(costs)} costs were given for {len(magnitudes)} tensors of magnitudes")
+        work = [_checked(m, i) for i, m in enumerate(magnitudes)]
+        each = [
+            torch.as_tensor(c, dtype=torch.float64, device=m.device).expand_as(m)
+            if isinstance(c, Tensor) and c.ndim
+            else torch.as_tensor(float(c), dtype=torch.float64, device=m.device)
+            for c, m in zip(costs, work)
+        ]
+        extremes = [(float(c.min()), float(c.max())) for c, m in zip(each, work) if m.numel()]
+        if any(not (low >= 0 and high < math.inf) for low, high in extremes):
+            raise ValueError("costs must be finite and not negative")
+        equal = len({value for pair in extremes for value in pair}) <= 1
+        free = not equal or any(low == 0 for low, _ in extremes)
+        scores = [_score(m, c) for m, c in zip(work, each)] if free else work
+        return cls(work, each, scores, equal)
+
+    def without(self, kept: Sequence[Tensor]) -> _Problem:
+        scores = [s.masked_fill(k, -1.0) if bool(k.any()) else s for s, k in zip(self.scores, kept)]
+        return _Problem(self.magnitudes, self.costs, scores, self.equal)
+
+    def cost_of(self, kept: Sequence[Tensor]) -> float:
+        return sum(_sum(k, c) for k, c in zip(kept, self.costs))
+
+    def cost_above(self, threshold: float) -> float:
+        return sum(_sum(s > threshold, c) for s, c in zip(self.scores, self.costs))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Units with a score over `above` stay, those with a score up to `below` go, those between are in question."""
+
+    above: float
+    below: float
+
+
+def _checked(magnitudes: Tensor, position: int) -> Tensor:
+    if not magnitudes.is_floating_point():
+        raise ValueError(f"magnitudes {position} have dtype {magnitudes.dtype}: a floating dtype is needed")
+    work = magnitudes if magnitudes.dtype in (torch.float32, torch.float64) else magnitudes.float()
+    if work.numel():
+        low, high = (float(x) for x in torch.aminmax(work))
+        if not (low >= 0.0 and high < math.inf):
+            raise ValueError(f"magnitudes {position} must be finite and not negative, but reach from {low} to {high}")
+    return work
+
+
+def _score(magnitudes: Tensor, costs: Tensor) -> Tensor:
+    """Magnitude per square root of cost, whose square is worth per cost. What costs nothing comes first."""
+    return (magnitudes.double() / costs.sqrt()).masked_fill(costs == 0, math.inf)
+
+
+def _sum(mask: Tensor, costs: Tensor) -> float:
+    if costs.ndim == 0:
+        return int(mask.sum()) * float(costs)
+    return float((mask * costs).sum())
+
+
+def _largest(magnitudes: Tensor, floor: int) -> Tensor:
+    keep = torch.zeros(magnitudes.shape, dtype=torch.bool, device=magnitudes.device)
+    count = min(floor, magnitudes.numel())
+    if count > 0:
+        order = magnitudes.flatten()
+        # A stable order, so that ties go to the lower index on every device.
+        best = order.argmax() if count == 1 else order.argsort(descending=True, stable=True)[:count]
+        keep.view(-1)[best] = True
+    return keep
+
+
+def _cut(problem: _Problem, room: float) -> _Cut:
+    """Narrow the threshold by counting until few units are left in question, or only ties."""
+    top = max((float(s.max()) for s in problem.scores if s.numel()), default=0.0)
+    if problem.cost_above(-0.5) <= room:
+        return _Cut(-0.5, -0.5)
+    if math.isinf(top):
+        top = max((float(s[s.isfinite()].max()) for s in problem.scores if bool(s.isfinite().any())), default=0.0)
+    lower, upper = 0.0, top
+    if problem.cost_above(0.0) <= room:  # only zeros are in question
+        return _Cut(0.0, -0.5)
+    if sum(s.numel() for s in problem.scores) <= _SORTED:
+        return _Cut(top, 0.0)
+    lower, upper = _sampled_bracket(problem, room, lower, upper)
+    while _between(problem, lower, upper) > _SORTED:
+        # Two bounds a few steps of the search apart; the search alone would go on to the last bit.
+        root = monotone_root(lambda t: (problem.cost_above(t), None), lower, upper, level=room, max_evaluations=4)
+        if (root.lower, root.upper) == (lower, upper):
+            break
+        lower, upper = root.lower, root.upper
+    return _Cut(upper, lower)
+
+
+def _between(problem: _Problem, lower: float, upper: float) -> int:
+    return sum(int(((s > lower) & (s <= upper)).sum()) for s in problem.scores)
+
+
+def _sampled_bracket(problem: _Problem, room: float, lower: float, upper: float) -> tuple[float, float]:
+    """A narrow bracket guessed from an evenly spaced sample and confirmed by counting."""
+    total = sum(s.numel() for s in problem.scores)
+    stride = max(1, total // 32_768)
+    sample = torch.cat([s.flatten()[::stride].double().cpu() for s in problem.scores])
+    cost = torch.cat([c.expand_as(s).flatten()[::stride].cpu() for s, c in zip(problem.scores, problem.costs)])
+    sample, order = sample.sort(descending=True)
+    reached = cost[order].cumsum(0) * stride
+    rank = int(torch.searchsorted(reached, room))
+    spread = int(4 * math.sqrt(len(sample)) / 2) + 2
+    for guess in (sample[max(rank - spread, 0)], sample[min(rank + spread, len(sample) - 1)]):
+        point = float(guess)
+        if lower < point < upper:
+            if problem.cost_above(point) > room:
+                lower = point
+            else:
+                upper = point
+    return lower, upper
+
+
+def _chosen(problem: _Problem, cut: _Cut, room: float) -> list[tuple[int, Tensor]]:
+    """Settle the units in question: (tensor, flat positions) of those that stay."""
+    if cut.above == cut.below:
+        return []
+    found = [((s > cut.below) & (s <= cut.above)).flatten().nonzero().squeeze(1) for s in problem.scores]
+    score = torch.cat([s.flatten()[f].double().cpu() for s, f in zip(problem.scores, found)])
+    cost = torch.cat([c.expand_as(s).flatten()[f].cpu() for s, c, f in zip(problem.scores, problem.costs, found)])
+    order = score.argsort(descending=True, stable=True)
+    room -= problem.cost_above(cut.above)
+    count = int((cost[order].cumsum(0) <= room).sum())
+    keep = torch.zeros(len(score), dtype=torch.bool)
+    keep[order[:count]] = True
+    if not problem.equal and count < len(order):
+        _settle_core(score, cost, order, count, room, keep)
+    picks = keep.split([len(f) for f in found])
+    return [(i, f[p.to(f.device)]) for i, (f, p) in enumerate(zip(found, picks)) if bool(p.any())]
+
+
+def _settle_core(score: Tensor, cost: Tensor, order: Tensor, count: int, room: float, keep: Tensor) -> None:
+    """Try every combination of the units nearest to the cut and keep the one of most squared magnitude."""
+    start = max(0, min(count - _CORE // 2, len(order) - _CORE))
+    core = order[start : start + _CORE]
+    fixed = float(cost[order[:start]].sum())
+    worth = (score[core] / score[core].max().clamp_min(1e-300)).square() * cost[core]
+    sets = (torch.arange(2 ** len(core)).unsqueeze(1) >> torch.arange(len(core))) & 1
+    weight = sets.double() @ cost[core]
+    value = (sets.double() @ worth).masked_fill(weight + fixed > room, -1.0)
+    keep[core] = sets[int(value.argmax())].bool()
+
+
+def _fill(problem: _Problem, kept: list[Tensor], room: float) -> None:
+    """Add units that still fit, best first, until none does: with unequal costs the cut may leave room."""
+    while True:
+        best: tuple[float, int, int] | None = None
+        for index, (score, cost, keep) in enumerate(zip(problem.scores, problem.costs, kept)):
+            fits = ~keep & (score >= 0) & (cost <= room)
+            if bool(fits.any()):
+                position = int(score.masked_fill(~fits, -1.0).argmax())
+                value = float(score.flatten()[position])
+                if best is None or value > best[0]:
+                    best = (value, index, position)
+        if best is None:
+            return
+        _, index, position = best
+        kept[index].view(-1)[position] = True
+        cost = problem.costs[index]
+        room -= float(cost.expand_as(kept[index]).flatten()[position])

@@ -1,0 +1,147 @@
+"""What hangs on an optimizer: seeing each step that really happens, and riding in its state dict."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.utils.hooks import RemovableHandle
+
+NonFinite = Literal["skip", "raise"]
+_STATE_KEY = "setpoint"
+# So many steps in a row without one finite gradient are no accident of a loss scale.
+_PATIENCE = 100
+
+
+class StepHooks:
+    """Calls `after` once for every optimizer step that was taken, and not for those that were skipped.
+
+    A step is skipped where gradients hold NaN or infinite values: by a gradient scaler (which then does not step, or
+    hands `found_inf` to a fused optimizer), and otherwise here, by taking the gradients away, so that the optimizer
+    touches neither weights nor its own state.
+
+    Args:
+        optimizer: any `torch.optim.Optimizer` whose step moves the weights once.
+        after: called with no arguments after each step taken.
+        key: names this user of the optimizer in its state dict.
+        save: gives the state to ride in the optimizer's `state_dict()`.
+        load: takes it back, before the optimizer loads its own.
+        nonfinite: `"skip"` as said, with a warning; `"raise"` refuses the step with FloatingPointError.
+
+    Raises:
+        ValueError: for an optimizer that evaluates its closure many times in a step.
+        TypeError: for something that is no optimizer.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        after: Callable[[], None],
+        key: str,
+        save: Callable[[], dict[str, Any]],
+        load: Callable[[dict[str, Any]], None],
+        nonfinite: NonFinite = "skip",
+    ) -> None:
+        check_optimizer(optimizer)
+        if nonfinite not in ("skip", "raise"):
+            raise ValueError(f"nonfinite={nonfinite!r} is neither 'skip' nor 'raise'")
+        self.skipped = 0
+        self._optimizer = optimizer
+        self._after, self._save, self._load, self._key = after, save, load, key
+        self._nonfinite = nonfinite
+        self._in_a_row = 0
+        self._skip = False
+        self._handles: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_post_hook(self._save_state),
+            optimizer.register_load_state_dict_pre_hook(self._load_state),
+        ]
+
+    def remove(self) -> None:
+        """Take everything off the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._guard()
+            return None
+
+        def guarded() -> Any:
+            # The gradients of this step exist only once the closure has run.
+            with torch.enable_grad():
+                loss = closure()
+            self._guard()
+            return loss
+
+        return ((args[0], guarded, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": guarded})
+
+    def _guard(self) -> None:
+        found_inf = getattr(self._optimizer, "found_inf", None)
+        if found_inf is not None:
+            # A fused optimizer under a gradient scaler leaves the weights alone by itself.
+            self._skip = bool(found_inf.item())
+            return
+        self._skip = not _finite(self._gradients())
+        if not self._skip:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        what = "the gradients of this step hold NaN or infinite values"
+        if self._nonfinite == "raise":
+            self._skip = False
+            raise FloatingPointError(f"{what}; nothing was changed")
+        if self._in_a_row >= _PATIENCE:
+            raise FloatingPointError(f"{what}, as did those of the {_PATIENCE - 1} steps before: training has diverged")
+        self.skipped += 1
+        warnings.warn(f"{what}: it is skipped, weights and masks stay as they are", stacklevel=4)
+        for parameter in self._parameters():
+            parameter.grad = None
+
+    def _parameters(self) -> Iterator[Tensor]:
+        for group in self._optimizer.param_groups:
+            yield from group["params"]
+
+    def _gradients(self) -> list[Tensor]:
+        grads = [p.grad for p in self._parameters() if p.grad is not None]
+        return [g.coalesce().values() if g.is_sparse else g for g in grads if g.numel()]
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        skip, self._skip = self._skip, False
+        if not skip:
+            self._after()
+
+    def _save_state(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        state_dict.setdefault(_STATE_KEY, {})[self._key] = self._save()
+
+    def _load_state(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        states = state_dict.get(_STATE_KEY, {})
+        if self._key in states:
+            self._load(states[self._key])
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse what is no optimizer, and those that move the weights many times within one step."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    if isinstance(optimizer, LBFGS):
+        raise ValueError(
+            "optimizer LBFGS evaluates its closure many times within one step, moving weights that were removed in "
+            "between; possible: SGD, Adam, AdamW and other optimizers that move the weights once a step"
+        )
+
+
+def _finite(gradients: list[Tensor]) -> bool:
+    if not gradients:
+        return True
+    # The largest size, not the l2 norm, which overflows for gradients that are large but finite.
+    return math.isfinite(float(torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)))

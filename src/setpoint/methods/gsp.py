@@ -1,0 +1,174 @@
+"""Grouped Sparse Projection as a training method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from setpoint.budget import Target
+from setpoint.functional.gsp import gsp_factors, mean_hoyer
+from setpoint.methods.base import Method, Units
+from setpoint.units import Layer, VectorKind
+
+Measure = Literal["zeros", "hoyer"]
+
+
+@dataclass(frozen=True)
+class GroupedSparseProjection(Method):
+    """Project the units onto a sparser set every few steps, and let them grow back in between.
+
+    The layers that share a budget form the set (all of them under `scope="global"`, one each under `"uniform"`), and
+    `vectors` says what its vectors are. The vectors' entries are the magnitudes of the units. All entries of the set
+    are soft-thresholded by one multiplier mu, times each vector's `1 / (sqrt(n) - 1)`, and each vector is rescaled to
+    the best multiple of what is left (R. Ohib et al., "Explicit group sparse projection", TMLR 2022).
+
+    Attributes:
+        measure: what mu is solved for: `"zeros"`, that the units left meet the budget; or `"hoyer"`, that the average
+            Hoyer sparsity meets the target's `hoyer`, as in the paper, and the support at the end is what the
+            projection leaves, or what a budget given as well cuts out of it. By default `"hoyer"` if the target
+            names one.
+        vectors: `"layer"`, `"row"` (filters, neurons), `"column"` (input channels) or `"kernel"`.
+        scale_invariant: compare the vectors at unit length. Without it (the paper's form), vectors of small norm are
+            driven down to one entry.
+        weights: per parameter name, non-negative weights of its units (shaped as the parameter for single weights,
+            otherwise broadcastable to the partition's counts): units of larger weight go first. Others have weight 1.
+    """
+
+    measure: Measure | None = None
+    vectors: VectorKind = "layer"
+    scale_invariant: bool = True
+    weights: Mapping[str, Tensor] | None = None
+
+    name: ClassVar[str] = "gsp"
+
+    def check(self, layers: Sequence[Layer], target: Target | None) -> None:
+        """Refuse measures, vectors and weights that do not go with the layers and the target."""
+        if self.measure is not None and self.measure not in get_args(Measure):
+            raise ValueError(f"measure={self.measure!r} is none of {', '.join(get_args(Measure))}")
+        wanted = None if target is None else target.hoyer
+        if self.measure == "hoyer" and wanted is None:
+            raise ValueError("measure='hoyer' needs a target that names one: target=Target(hoyer=0.9)")
+        if self.measure == "zeros" and wanted is not None:
+            raise ValueError(f"measure='zeros' cannot meet a target hoyer={wanted}: leave the measure out")
+        shapes = {}
+        for layer in layers:
+            counts = torch.empty(layer.partition.counts, device="meta")
+            shapes[layer.name] = layer.partition.vectors(counts, self.vectors).shape
+        if all(length < 2 for _, length in shapes.values()):
+            raise ValueError(
+                f"vectors={self.vectors!r} have a single unit each in every layer ({dict(shapes)}): "
+                "choose larger vectors or smaller units"
+            )
+        for name, weights in (self.weights or {}).items():
+            if name not in shapes:
+                raise ValueError(f"weights are given for {name!r}, which is none of the layers: {', '.join(shapes)}")
+            if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+                raise ValueError(f"the weights of {name!r} must be finite and not negative")
+
+    def scores(self, units: Units) -> Sequence[Tensor]:
+        """The mu at which the projection takes each unit; magnitudes where a Hoyer sparsity rules."""
+        if _hoyer(units) is not None:
+            return units.magnitudes
+        return [p.from_vectors(a / t, self.vectors) for p, a, t in zip(units.partitions, *self._vectors(units))]
+
+    def factors(self, units: Units) -> Sequence[Tensor | None]:
+        """The projection for the present budget or level, divided by the magnitudes."""
+        level = _hoyer(units)
+        return self._budget_factors(units) if level is None else self._hoyer_factors(units, level * units.ramp)
+
+    def keep(self, units: Units) -> Sequence[Tensor]:
+        """The cut of the budget; for a Hoyer sparsity alone, what its projection leaves."""
+        level = _hoyer(units)
+        if level is None or (units.target is not None and units.target.has_budget):
+            return units.cut(self.scores(units))
+        factors = self._hoyer_factors(units, level)
+        return [m > 0 if f is None else f > 0 for f, m in zip(factors, units.magnitudes)]
+
+    def settles(self, target: Target | None) -> bool:
+        """A Hoyer sparsity must be held while the survivors train."""
+        return target is not None and target.hoyer is not None
+
+    def settle(self, units: Units) -> Sequence[Tensor | None]:
+        """Project the survivors back to the Hoyer sparsity."""
+        level = _hoyer(units)
+        return super().settle(units) if level is None else self._hoyer_factors(units, level)
+
+    def measured(self, units: Units) -> float | None:
+        """The average Hoyer sparsity of the vectors."""
+        weights = [self._spread(units, i) for i in range(len(units.magnitudes))] if self.weights else None
+        return mean_hoyer([self._as_rows(units, i) for i in range(len(units.magnitudes))], weights)
+
+    def _hoyer_factors(self, units: Units, level: float) -> list[Tensor | None]:
+        rows = [self._as_rows(units, i) for i in range(len(units.magnitudes))]
+        weights = [self._spread(units, i) for i in range(len(rows))] if self.weights else None
+        factors = gsp_factors(rows, level, weights, scale_invariant=self.scale_invariant)
+        return [None if f is None else p.from_vectors(f, self.vectors) for p, f in zip(units.partitions, factors)]
+
+    def _budget_factors(self, units: Units) -> list[Tensor]:
+        """Soft-threshold at the mu of the cut and rescale each vector to the best multiple of what is left."""
+        rows, thresholds = self._vectors(units)
+        kept = [p.vectors(k, self.vectors) for p, k in zip(units.partitions, units.cut(self.scores(units)))]
+        mu = _multiplier(rows, thresholds, kept)
+        factors = []
+        for a, t, k, p in zip(rows, thresholds, kept, units.partitions):
+            v = torch.where(k, (a - mu * t).clamp_min(0.0), 0.0)
+            square = v.square().sum(1, keepdim=True)
+            gain = (a * v).sum(1, keepdim=True) / square.masked_fill(square == 0, 1.0)
+            # Nothing over the threshold, as where all units tie: what is kept stays as it is.
+            factor = torch.where(square == 0, k.to(a.dtype), v * gain / a.masked_fill(a == 0, 1.0))
+            factors.append(p.from_vectors(factor, self.vectors))
+        return factors
+
+    def _vectors(self, units: Units) -> tuple[list[Tensor], list[Tensor]]:
+        """The vectors as rows, scaled to a peak of 1 over the set, and what mu = 1 takes off each entry.
+
+        The latter is `beta_i w_ij`, times the vector's norm in the scale-invariant form.
+        """
+        peak = max((float(m.max()) for m in units.magnitudes if m.numel()), default=1.0) or 1.0
+        rows, thresholds = [], []
+        for i, (partition, magnitudes) in enumerate(zip(units.partitions, units.magnitudes)):
+            a = partition.vectors(magnitudes, self.vectors).double() / peak
+            weights = self._spread(units, i)
+            spread = torch.ones_like(a) if weights is None else weights
+            slack = torch.linalg.vector_norm(spread, dim=1, keepdim=True) - spread.amin(1, keepdim=True)
+            # A vector of one unit has no Hoyer sparsity; it competes as one of two would.
+            beta = 1.0 / slack.masked_fill(slack <= 0, 2**0.5 - 1.0)
+            norm = torch.linalg.vector_norm(a, dim=1, keepdim=True)
+            scale = norm.masked_fill(norm == 0, 1.0) if self.scale_invariant else 1.0
+            rows.append(a)
+            thresholds.append((beta * scale * spread).clamp_min(1e-30))
+        return rows, thresholds
+
+    def _spread(self, units: Units, index: int) -> Tensor | None:
+        """The user's weights of a layer's units, arranged as its vectors."""
+        weights = (self.weights or {}).get(units.names[index])
+        if weights is None:
+            return torch.ones_like(self._as_rows(units, index)) if self.weights else None
+        partition = units.partitions[index]
+        if tuple(weights.shape) == partition.layout.shape:
+            weights = partition.magnitudes(weights)
+        spread = weights.to(units.magnitudes[index].device, torch.float64).expand(partition.counts)
+        return partition.vectors(spread, self.vectors)
+
+    def _as_rows(self, units: Units, index: int) -> Tensor:
+        return units.partitions[index].vectors(units.magnitudes[index], self.vectors).double()
+
+
+def _hoyer(units: Units) -> float | None:
+    return None if units.target is None else units.target.hoyer
+
+
+def _multiplier(rows: Sequence[Tensor], thresholds: Sequence[Tensor], kept: Sequence[Tensor]) -> float:
+    """The mu of the cut: it takes the largest unit that goes and no unit that stays."""
+    gone, stays = 0.0, float("inf")
+    for a, t, k in zip(rows, thresholds, kept):
+        if a.numel():
+            ratio = a / t
+            gone = max(gone, float(torch.where(k, 0.0, ratio).max()))
+            stays = min(stays, float(torch.where(k & (a > 0), ratio, torch.inf).min()))
+    # With unequal costs or a floor, a unit that stays may lie below one that goes; it must not vanish.
+    return gone if gone < stays else stays * 0.999 if stays < float("inf") else 0.0

@@ -1,0 +1,5 @@
+"""Small, plain models for the recipes, by name."""
+
+from setpoint.recipes.models.registry import build_model, model_names
+
+__all__ = ["build_model", "model_names"]

@@ -1,0 +1,162 @@
+"""What a run reached: requested against achieved, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from setpoint.budget import Cost, Phase
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One parameter. Zeros are counted in the parameter itself, not in a mask.
+
+    Attributes:
+        name: of the parameter.
+        shape: of the parameter.
+        units: how many units it has.
+        units_kept: how many are left.
+        params: how many entries it has.
+        params_kept: how many are not zero.
+        requested: fraction of its cost asked to go, where the layer has a budget of its own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    units: int
+    units_kept: int
+    params: int
+    params_kept: int
+    requested: float | None
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the entries that are zero."""
+        return 1.0 - self.params_kept / self.params
+
+
+@dataclass(frozen=True)
+class BudgetReport:
+    """One budget and what is left of it.
+
+    Attributes:
+        layers: names of the parameters that share it.
+        total: cost of everything.
+        budget: cost that may stay, after rounding to what is achievable.
+        kept: cost that stays.
+        requested: fraction asked to go.
+        cheapest_gone: cost of the cheapest unit that went; None if all stay.
+    """
+
+    layers: tuple[str, ...]
+    total: float
+    budget: float
+    kept: float
+    requested: float
+    cheapest_gone: float | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the budget is kept and one more unit would break it."""
+        slack = 1e-9 * max(1.0, self.total)
+        full = self.cheapest_gone is None or self.kept + self.cheapest_gone > self.budget + slack
+        return self.kept <= self.budget + slack and full
+
+    @property
+    def achieved(self) -> float:
+        """Fraction of the cost that went."""
+        return 1.0 - self.kept / self.total
+
+
+@dataclass(frozen=True)
+class Report:
+    """State of a run.
+
+    Attributes:
+        method, target, unit, scope: what was asked, in words.
+        cost: what the budgets count.
+        step, steps, phase: where the run is.
+        layers: the parameters made sparse.
+        budgets: what was to be met.
+        left_dense: parameters that might have been meant, and why they stay dense.
+        hoyer: average Hoyer sparsity reached, where one was asked for.
+        skipped_steps: optimizer steps skipped for gradients that were not finite.
+    """
+
+    method: str
+    target: str
+    unit: str
+    scope: str
+    cost: Cost
+    step: int
+    steps: int
+    phase: Phase
+    layers: tuple[LayerReport, ...]
+    budgets: tuple[BudgetReport, ...]
+    left_dense: dict[str, str]
+    hoyer: float | None
+    skipped_steps: int
+
+    @property
+    def params(self) -> int:
+        """Entries of all layers."""
+        return sum(layer.params for layer in self.layers)
+
+    @property
+    def params_kept(self) -> int:
+        """Entries that are not zero."""
+        return sum(layer.params_kept for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of all layers' entries that are zero."""
+        return 1.0 - self.params_kept / self.params
+
+    @property
+    def requested(self) -> float:
+        """Fraction of the cost asked to go, over all budgets."""
+        return sum(b.requested * b.total for b in self.budgets) / sum(b.total for b in self.budgets)
+
+    @property
+    def achieved(self) -> float:
+        """Fraction of the cost that went, over all budgets."""
+        return 1.0 - sum(b.kept for b in self.budgets) / sum(b.total for b in self.budgets)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every budget is met and none could keep one more unit."""
+        return all(b.exact for b in self.budgets)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        totals = {k: getattr(self, k) for k in ("params", "params_kept", "sparsity", "requested", "achieved", "exact")}
+        out = asdict(self) | totals
+        for row, layer in zip(out["layers"], self.layers):
+            row["sparsity"] = layer.sparsity
+        for row, budget in zip(out["budgets"], self.budgets):
+            row |= {"exact": budget.exact, "achieved": budget.achieved}
+        return out
+
+    def __str__(self) -> str:
+        width = max(len("layer"), *(len(layer.name) for layer in self.layers))
+        lines = [
+            f"{self.method}, {self.target}, unit {self.unit}, scope {self.scope}: "
+            f"step {self.step} of {self.steps}, {self.phase}",
+            f"{'layer':<{width}}  {'units kept':>21}  {'weights kept':>21}  {'requested':>9}  {'zeros':>8}",
+        ]
+        for layer in self.layers:
+            asked = "" if layer.requested is None else f"{layer.requested:.2%}"
+            lines.append(
+                f"{layer.name:<{width}}  {layer.units_kept:>10,} {layer.units:>10,}  "
+                f"{layer.params_kept:>10,} {layer.params:>10,}  {asked:>9}  {layer.sparsity:>8.2%}"
+            )
+        units, kept = sum(la.units for la in self.layers), sum(la.units_kept for la in self.layers)
+        lines.append(
+            f"{'all':<{width}}  {kept:>10,} {units:>10,}  {self.params_kept:>10,} {self.params:>10,}  "
+            f"{self.requested:>9.2%}  {self.sparsity:>8.2%}"
+        )
+        if self.hoyer is not None:
+            lines.append(f"average Hoyer sparsity {self.hoyer:.6f}")
+        lines += [f"left dense: {name}, {reason}" for name, reason in self.left_dense.items()]
+        return "\n".join(lines)

@@ -1,0 +1,325 @@
+"""The run: a sparsifier hangs on an optimizer and takes the model to its target."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
+
+from setpoint.budget import Budget, Phase, Schedule, Scope, Target, allocate
+from setpoint.functional.bits import pack_bits, unpack_bits
+from setpoint.hooks import NonFinite, StepHooks, check_optimizer
+from setpoint.methods import Method, Units, make_method
+from setpoint.report import BudgetReport, LayerReport, Report
+from setpoint.units import Layer, Patterns, Unit, select, unit_name, unwrap
+
+# Which run holds a parameter: two would undo one another's zeros.
+_HELD = WeakIdKeyDictionary()
+
+
+class Sparsifier:
+    """Train a model to a target sparsity. Constructing it is all the integration there is.
+
+    It hangs on the optimizer's hooks, so it works in any training loop, with gradient accumulation, clipping,
+    autocast, gradient scalers, learning-rate schedulers and `torch.compile`. A run goes through three phases: `dense`
+    (warm-up), `sparsify` (the budget shrinks along the schedule) and `frozen` (the support is fixed and meets the
+    target exactly; the survivors train on). Steps after the last one announced stay frozen.
+
+    Its state rides in the optimizer's `state_dict()`, so checkpoints that hold the model's and the optimizer's state
+    hold the run's. Restore by building the same sparsifier anew and loading both.
+
+    Args:
+        model: any module; wrappers of `torch.compile` and DistributedDataParallel are seen through.
+        optimizer: holds the parameters to be made sparse. Its kind does not matter, except that LBFGS is refused.
+        method: a short name (`"gsp"`, `"magnitude"`) or an instance of a `setpoint.methods.Method`.
+        target: `0.9` means that 90 % of the chosen weights go; `setpoint.Target` says anything else. May be left out
+            for N:M patterns, which then go everywhere.
+        unit: what becomes zero together: see `setpoint.units.partition`.
+        scope: who holds a budget: see `setpoint.budget.allocate`.
+        steps: how many optimizer steps the run will take.
+        schedule: the phases and the path between them.
+        include, exclude: globs on parameter names: see `setpoint.units.select`.
+        floor: units that no layer may lose under any budget.
+        nonfinite: what happens on a step whose gradients are not finite: `"skip"` it with a warning, or `"raise"`.
+
+    Raises:
+        ValueError: for anything that cannot be done, naming the parameter, what was asked and what is possible.
+        TypeError: if the optimizer is none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        method: str | Method = "gsp",
+        target: Target | float | None = None,
+        unit: Unit = "weight",
+        scope: Scope = "global",
+        steps: int,
+        schedule: Schedule | None = None,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        floor: int = 1,
+        nonfinite: NonFinite = "skip",
+    ) -> None:
+        check_optimizer(optimizer)
+        self.method = make_method(method)
+        self.target = Target.of(target)
+        self.timeline = (schedule or Schedule()).timeline(steps)
+        selection = select(unwrap(model), optimizer, unit, include, exclude)
+        self._unit, self._scope, self._left = unit_name(unit), scope, selection.left
+        budgets = allocate(selection.layers, self.target, scope, floor)
+        self._layers, self._budgets = _in_budgets(selection.layers, budgets)
+        self.method.check(self._layers, self.target)
+        self._optimizer = optimizer
+        self._step = 0
+        self._frozen = False
+        # What is zero: fixed once frozen; before that, what a method holds at zero until its next update.
+        self._gone: list[Tensor | None] = [None] * len(self._layers)
+        _claim(self, self._layers)
+        self._hooks = StepHooks(
+            optimizer,
+            after=self._advance,
+            key=self._layers[0].name,
+            save=self.state_dict,
+            load=self.load_state_dict,
+            nonfinite=nonfinite,
+        )
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far, skipped ones not counted."""
+        return self._step
+
+    @property
+    def phase(self) -> Phase:
+        """`"dense"`, `"sparsify"` or `"frozen"`."""
+        return "frozen" if self._frozen else self.timeline.phase(self._step)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """By parameter name, True where an entry is kept. All True before the support is known."""
+        return {
+            layer.name: torch.ones_like(layer.parameter, dtype=torch.bool) if gone is None else ~gone
+            for layer, gone in zip(self._layers, self._gone)
+        }
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Make the final cut now: the support is fixed, exact, and kept for the rest of the run.
+
+        Called by the schedule; call it to end the sparsify phase early. Does nothing if the run is frozen already.
+
+        Raises:
+            FloatingPointError: if a weight is NaN or infinite; nothing is changed then.
+        """
+        if self._frozen:
+            return
+        kept: dict[int, Tensor] = {}
+        for budget in self._budgets:
+            kept |= zip(budget.layers, self.method.keep(self._units(budget, 1.0)))
+        for i, layer in enumerate(self._layers):
+            factors = kept[i].to(torch.float32)
+            gone = layer.partition.expand(factors, layer.parameter) == 0
+            self._gone[i] = gone
+            _clear_state(self._optimizer, layer.parameter, gone)
+        self._frozen = True
+        self._hold()
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Zero the gradients of what is held at zero, so that a clipping norm counts the survivors only.
+
+        Optional: call it after `backward()` and before clipping. With a gradient scaler, after `unscale_`.
+        """
+        for layer, gone in zip(self._layers, self._gone):
+            if gone is not None and layer.parameter.grad is not None:
+                layer.parameter.grad.masked_fill_(gone, 0.0)
+
+    def remove(self) -> None:
+        """Let go of the optimizer and the parameters. The model stays as it is; zeros are no longer held."""
+        self._hooks.remove()
+        for layer in self._layers:
+            _HELD.pop(layer.parameter, None)
+
+    @torch.no_grad()
+    def report(self) -> Report:
+        """What was asked and what has been reached, counted in the parameters as they are now."""
+        kept_units = [self._kept_units(i) for i in range(len(self._layers))]
+        own = {b.layers[0]: b.requested for b in self._budgets if len(b.layers) == 1}
+        has_budget = self.target is None or self.target.has_budget or not isinstance(self._scope, str)
+        return Report(
+            method=self.method.name,
+            target="all that the pattern allows" if self.target is None else str(self.target),
+            unit=self._unit,
+            scope=self._scope if isinstance(self._scope, str) else "by name",
+            cost="params" if self.target is None else self.target.counted,
+            step=self._step,
+            steps=self.timeline.steps,
+            phase=self.phase,
+            layers=tuple(
+                LayerReport(
+                    layer.name,
+                    tuple(layer.parameter.shape),
+                    kept.numel(),
+                    int(kept.sum()),
+                    layer.parameter.numel(),
+                    int(torch.count_nonzero(layer.parameter)),
+                    own.get(i) if has_budget else None,
+                )
+                for i, (layer, kept) in enumerate(zip(self._layers, kept_units))
+            ),
+            budgets=tuple(self._budget_report(b, kept_units) for b in self._budgets),
+            left_dense=dict(self._left),
+            hoyer=self._hoyer(),
+            skipped_steps=self._hooks.skipped,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's state: plain values and packed masks. The optimizer's `state_dict()` holds the same."""
+        return {
+            "asked": self._asked(),
+            "step": self._step,
+            "frozen": self._frozen,
+            "gone": {la.name: pack_bits(g) for la, g in zip(self._layers, self._gone) if g is not None},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a run's state back.
+
+        Raises:
+            ValueError: if it is the state of a run that asked for something else; nothing is changed then.
+        """
+        asked = self._asked()
+        for key, value in asked.items():
+            if state["asked"].get(key) != value:
+                raise ValueError(
+                    f"the state is of another run: {key} was {state['asked'].get(key)!r} there and is {value!r} here"
+                )
+        gone = [self._unpack(layer, state["gone"].get(layer.name)) for layer in self._layers]
+        self._gone, self._step, self._frozen = gone, int(state["step"]), bool(state["frozen"])
+
+    def _unpack(self, layer: Layer, packed: Tensor | None) -> Tensor | None:
+        if packed is None:
+            return None
+        return unpack_bits(packed, layer.parameter.shape).to(layer.parameter.device)
+
+    def _asked(self) -> dict[str, Any]:
+        """What the run was told to do, to recognise its state by."""
+        line = self.timeline
+        return {
+            "method": repr(self.method),
+            "target": repr(self.target),
+            "unit": self._unit,
+            "scope": self._scope if isinstance(self._scope, str) else dict(self._scope),
+            "schedule": [line.schedule.shape, line.begin, line.end, line.interval, line.steps],
+            "layers": {layer.name: list(layer.parameter.shape) for layer in self._layers},
+        }
+
+    @torch.no_grad()
+    def _advance(self) -> None:
+        """What happens after each step of the optimizer."""
+        self._step += 1
+        if not self._frozen and self._step >= self.timeline.end:
+            self.freeze()
+        elif self._frozen:
+            self._hold()
+        elif self.timeline.updates(self._step) and self.timeline.schedule.shape != "one-shot":
+            self._update()
+        else:
+            self._hold()
+
+    def _update(self) -> None:
+        ramp = self.timeline.ramp(self._step)
+        for budget in self._budgets:
+            for i, factors in zip(budget.layers, self.method.factors(self._units(budget, ramp))):
+                self._scale(i, factors)
+                if factors is not None and self.method.holds:
+                    layer = self._layers[i]
+                    self._gone[i] = layer.partition.expand(factors, layer.parameter) == 0
+
+    def _hold(self) -> None:
+        """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors."""
+        for layer, gone in zip(self._layers, self._gone):
+            if gone is not None:
+                layer.parameter.masked_fill_(gone, 0.0)
+        if self._frozen and self.method.settles(self.target):
+            for budget in self._budgets:
+                for i, factors in zip(budget.layers, self.method.settle(self._units(budget, 1.0))):
+                    self._scale(i, factors)
+
+    def _scale(self, index: int, factors: Tensor | None) -> None:
+        if factors is not None:
+            layer = self._layers[index]
+            spread = layer.partition.expand(factors, layer.parameter)
+            layer.parameter.mul_(spread.to(layer.parameter.dtype))
+
+    def _units(self, budget: Budget, ramp: float) -> Units:
+        layers = [self._layers[i] for i in budget.layers]
+        magnitudes = tuple(layer.partition.magnitudes(layer.parameter.detach()) for layer in layers)
+        for layer, m in zip(layers, magnitudes):
+            if not bool(torch.isfinite(m).all()):
+                raise FloatingPointError(
+                    f"parameter {layer.name!r} holds NaN or infinite values at step {self._step}: training has "
+                    "diverged, the masks are as before"
+                )
+        names, partitions = tuple(la.name for la in layers), tuple(la.partition for la in layers)
+        return Units(names, partitions, magnitudes, budget, ramp, self.target)
+
+    def _kept_units(self, index: int) -> Tensor:
+        layer, gone = self._layers[index], self._gone[index]
+        there = layer.parameter != 0 if gone is None or not self._frozen else ~gone
+        return layer.partition.magnitudes(there.to(torch.float32)) > 0
+
+    def _budget_report(self, budget: Budget, kept_units: Sequence[Tensor]) -> BudgetReport:
+        kept, cheapest = budget.fixed, None
+        for i, costs in zip(budget.layers, budget.costs):
+            stays = kept_units[i].cpu()
+            cost = costs.expand(stays.shape)
+            kept += float(cost[stays].sum())
+            gone = cost[~stays & (cost > 0)]
+            if len(gone):
+                cheapest = min(float(gone.min()), cheapest or float("inf"))
+        names = tuple(self._layers[i].name for i in budget.layers)
+        return BudgetReport(names, budget.total, budget.kept, kept, budget.requested, cheapest)
+
+    def _hoyer(self) -> float | None:
+        if self.target is None or self.target.hoyer is None:
+            return None
+        values = [(len(b.layers), self.method.measured(self._units(b, 1.0)) or 0.0) for b in self._budgets]
+        return sum(n * v for n, v in values) / sum(n for n, _ in values)
+
+
+def _in_budgets(layers: Sequence[Layer], budgets: Sequence[Budget]) -> tuple[tuple[Layer, ...], tuple[Budget, ...]]:
+    """Keep the layers that hold or share a budget, and count them anew."""
+    used = sorted({i for b in budgets for i in b.layers})
+    place = {old: new for new, old in enumerate(used)}
+    moved = tuple(replace(b, layers=tuple(place[i] for i in b.layers)) for b in budgets)
+    return tuple(layers[i] for i in used), moved
+
+
+def _claim(owner: Sparsifier, layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        other = _HELD.get(layer.parameter)
+        if other is not None and other() is not None:
+            raise ValueError(
+                f"parameter {layer.name!r} is already held by another Sparsifier: leave it out by exclude=, or call "
+                "remove() on the other first"
+            )
+    for layer in layers:
+        _HELD[layer.parameter] = weakref.ref(owner)
+
+
+def _clear_state(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:
+    """Forget the momentum of what is gone: it would only be carried along."""
+    for value in optimizer.state.get(parameter, {}).values():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value.masked_fill_(gone.to(value.device), 0)

@@ -1,0 +1,295 @@
+"""Units: how one parameter falls into the smallest parts that become zero together.
+
+Every partition works on the canonical form `(groups, outputs, inputs, taps)` of `Layout`, so no unit knows how a
+layer stores its weight.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from setpoint.units.layout import Layout
+
+Unit = str | tuple[int, int]
+VectorKind = Literal["layer", "row", "column", "kernel"]
+
+# Which axes of the units stay fixed along one vector of each kind.
+_FIXED: dict[str, tuple[str, ...]] = {
+    "layer": (),
+    "row": ("group", "output"),
+    "column": ("group", "input"),
+    "kernel": ("group", "output", "input"),
+}
+
+
+@dataclass(frozen=True)
+class Partition(ABC):
+    """The units of one parameter.
+
+    Magnitudes, costs and factors are tensors of shape `counts`, whose axes are named by `axes`.
+    """
+
+    layout: Layout
+    axes: ClassVar[tuple[str, ...]]
+
+    @property
+    @abstractmethod
+    def counts(self) -> tuple[int, ...]:
+        """How many units there are along each axis."""
+
+    @abstractmethod
+    def magnitudes(self, tensor: Tensor) -> Tensor:
+        """The l2 norm of each unit's entries, in float32 or better."""
+
+    @abstractmethod
+    def expand(self, factors: Tensor, tensor: Tensor) -> Tensor:
+        """Give each entry of the parameter its unit's factor: shape and memory order of the parameter."""
+
+    @abstractmethod
+    def sizes(self) -> Tensor:
+        """How many entries each unit has: a float64 tensor that broadcasts to `counts`."""
+
+    @property
+    def rest(self) -> int:
+        """How many entries of the parameter belong to no unit and therefore always stay."""
+        return 0
+
+    def vectors(self, values: Tensor, kind: VectorKind) -> Tensor:
+        """Arrange one value a unit as a matrix whose rows are vectors of the kind asked.
+
+        Raises:
+            ValueError: if these units have no such vectors.
+        """
+        order, rows = self._order(kind)
+        return values.permute(order).reshape(rows, -1)
+
+    def from_vectors(self, matrix: Tensor, kind: VectorKind) -> Tensor:
+        """The inverse of `vectors`."""
+        order, _ = self._order(kind)
+        moved = matrix.reshape([self.counts[i] for i in order])
+        return moved.permute([order.index(i) for i in range(len(order))])
+
+    def _order(self, kind: VectorKind) -> tuple[list[int], int]:
+        if kind not in _FIXED:
+            raise ValueError(f"vectors={kind!r} is none of {', '.join(_FIXED)}")
+        missing = [a for a in _FIXED[kind] if a != "group" and a not in self.axes]
+        if missing:
+            raise ValueError(f"vectors={kind!r} need units with an {missing[0]} axis; these have {self.axes}")
+        fixed = [i for i, axis in enumerate(self.axes) if axis in _FIXED[kind]]
+        order = fixed + [i for i in range(len(self.axes)) if i not in fixed]
+        rows = 1
+        for i in fixed:
+            rows *= self.counts[i]
+        return order, rows
+
+
+def _norm(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    work = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return torch.linalg.vector_norm(work, dim=dims, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Slices(Partition):
+    """Units that are slices of the canonical form: weights, rows, columns, kernels.
+
+    `reduced` names the axes inside a unit.
+    """
+
+    reduced: tuple[str, ...] = ()
+    axes: ClassVar[tuple[str, ...]] = ("group", "output", "input", "tap")
+
+    @property
+    def _dims(self) -> tuple[int, ...]:
+        return tuple(self.axes.index(a) for a in self.reduced)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(1 if i in self._dims else n for i, n in enumerate(self.layout.canonical))
+
+    def magnitudes(self, tensor: Tensor) -> Tensor:
+        canonical = self.layout.to_canonical(tensor)
+        if not self._dims:
+            work = canonical if canonical.dtype in (torch.float32, torch.float64) else canonical.float()
+            return work.abs()
+        return _norm(canonical, self._dims)
+
+    def expand(self, factors: Tensor, tensor: Tensor) -> Tensor:
+        return self.layout.from_canonical(factors.reshape(self.counts).expand(self.layout.canonical))
+
+    def sizes(self) -> Tensor:
+        inside = 1
+        for d in self._dims:
+            inside *= self.layout.canonical[d]
+        return torch.tensor(float(inside), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Blocks(Partition):
+    """Tiles of `height` outputs by `width` inputs in the matrix (outputs, inputs * taps).
+
+    Where the matrix is no multiple of the tile, the last tiles are smaller and cost less.
+    """
+
+    height: int = 1
+    width: int = 1
+    axes: ClassVar[tuple[str, ...]] = ("output", "input")
+
+    @property
+    def _matrix(self) -> tuple[int, int]:
+        groups, outputs, inputs, taps = self.layout.canonical
+        return groups * outputs, inputs * taps
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        rows, columns = self._matrix
+        return -(-rows // self.height), -(-columns // self.width)
+
+    def magnitudes(self, tensor: Tensor) -> Tensor:
+        matrix = self.layout.to_canonical(tensor).reshape(self._matrix)
+        down, across = self.counts
+        padded = F.pad(matrix, (0, across * self.width - matrix.shape[1], 0, down * self.height - matrix.shape[0]))
+        return _norm(padded.reshape(down, self.height, across, self.width), (1, 3)).reshape(self.counts)
+
+    def expand(self, factors: Tensor, tensor: Tensor) -> Tensor:
+        rows, columns = self._matrix
+        tiled = factors.reshape(self.counts).repeat_interleave(self.height, 0).repeat_interleave(self.width, 1)
+        return self.layout.from_canonical(tiled[:rows, :columns].reshape(self.layout.canonical))
+
+    def sizes(self) -> Tensor:
+        rows, columns = self._matrix
+        if rows % self.height == 0 and columns % self.width == 0:
+            return torch.tensor(float(self.height * self.width), dtype=torch.float64)
+        return torch.outer(_edges(rows, self.height), _edges(columns, self.width))
+
+
+def _edges(length: int, step: int) -> Tensor:
+    """Sizes of consecutive pieces of `step` that cover `length`."""
+    sizes = torch.full((-(-length // step),), float(step), dtype=torch.float64)
+    sizes[-1] = length - step * (len(sizes) - 1)
+    return sizes
+
+
+@dataclass(frozen=True)
+class NM(Partition):
+    """N:M patterns along the input axis: a unit is the M - N smallest of M consecutive inputs of one output and tap.
+
+    Once every unit of a parameter is gone, each group of M holds at most N weights. Which entries are the smallest
+    is read off the weights. A last group of fewer than M inputs is treated as if padded with zeros.
+    """
+
+    n: int = 2
+    m: int = 4
+    axes: ClassVar[tuple[str, ...]] = ("group", "output", "tap", "input")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        groups, outputs, inputs, taps = self.layout.canonical
+        return groups, outputs, taps, -(-inputs // self.m)
+
+    def _grouped(self, tensor: Tensor) -> Tensor:
+        """(groups, outputs, taps, input groups, M), padded with zeros."""
+        canonical = self.layout.to_canonical(tensor).transpose(2, 3)
+        padded = F.pad(canonical, (0, self.counts[-1] * self.m - canonical.shape[-1]))
+        return padded.reshape(*self.counts, self.m)
+
+    def _smallest(self, tensor: Tensor) -> Tensor:
+        """Which entries of each group belong to its unit; on ties the first ones stay."""
+        grouped = self._grouped(tensor).abs()
+        # Padding must be the first to go, before weights that are zero.
+        real = self._grouped(torch.ones_like(tensor))
+        order = torch.where(real > 0, grouped, -1.0).argsort(-1, descending=True, stable=True)
+        ranks = torch.empty_like(order).scatter_(
+            -1, order, torch.arange(self.m, device=order.device).expand_as(order).contiguous()
+        )
+        return ranks >= self.n
+
+    def magnitudes(self, tensor: Tensor) -> Tensor:
+        return _norm(self._grouped(tensor) * self._smallest(tensor), (-1,)).squeeze(-1)
+
+    def expand(self, factors: Tensor, tensor: Tensor) -> Tensor:
+        inside = self._smallest(tensor)
+        spread = factors.reshape(self.counts).unsqueeze(-1).expand(*self.counts, self.m)
+        entries = torch.where(inside, spread, torch.ones_like(spread))
+        groups, outputs, inputs, taps = self.layout.canonical
+        flat = entries.reshape(groups, outputs, taps, -1)[..., :inputs]
+        return self.layout.from_canonical(flat.transpose(2, 3))
+
+    def sizes(self) -> Tensor:
+        inputs = self.layout.canonical[2]
+        if inputs % self.m == 0:
+            return torch.tensor(float(self.m - self.n), dtype=torch.float64)
+        return (_edges(inputs, self.m) - self.n).clamp_min(0.0)
+
+    @property
+    def rest(self) -> int:
+        groups, outputs, inputs, taps = self.layout.canonical
+        whole, left = divmod(inputs, self.m)
+        return groups * outputs * taps * (whole * self.n + min(left, self.n))
+
+
+def partition(unit: Unit, layout: Layout) -> Partition | None:
+    """Divide a parameter into units.
+
+    Args:
+        unit: `"weight"`; `"row"` (one output: a neuron's or a filter's weights); `"column"` (all weights that read
+            one input); `"filter"` and `"kernel"` (a convolution's row, and its slice for one input and output);
+            `(bh, bw)` or `"4x4"` (tiles; smaller at the edge of a matrix that they do not divide); `"2:4"`
+            (along the input axis; a last group that is too short is padded).
+        layout: of the parameter.
+
+    Returns:
+        The partition, or None where the parameter has no such units (filters of a Linear weight, rows of a vector,
+        2:4 over fewer than three inputs).
+
+    Raises:
+        ValueError: for a unit that is none of these.
+    """
+    if isinstance(unit, tuple):
+        return _blocks(unit, layout)
+    if found := re.fullmatch(r"(\d+)x(\d+)", unit):
+        return _blocks((int(found[1]), int(found[2])), layout)
+    if found := re.fullmatch(r"(\d+):(\d+)", unit):
+        return _pattern(int(found[1]), int(found[2]), layout)
+    if unit not in _SLICES:
+        raise ValueError(f"unit={unit!r} is none of {', '.join(_SLICES)}, (height, width), 'N:M'")
+    if unit in ("filter", "kernel") and not layout.convolution:
+        return None
+    if unit != "weight" and len(layout.shape) < 2:
+        return None
+    return Slices(layout, _SLICES[unit])
+
+
+_SLICES: dict[str, tuple[str, ...]] = {
+    "weight": (),
+    "row": ("input", "tap"),
+    "column": ("output", "tap"),
+    "kernel": ("tap",),
+    "filter": ("input", "tap"),
+}
+
+
+def _blocks(unit: tuple[int, int], layout: Layout) -> Partition | None:
+    height, width = unit
+    if height < 1 or width < 1:
+        raise ValueError(f"unit={unit} is no block: height and width must be at least 1")
+    return Blocks(layout, height, width) if len(layout.shape) >= 2 else None
+
+
+def _pattern(n: int, m: int, layout: Layout) -> Partition | None:
+    if not 0 < n < m:
+        raise ValueError(f"unit='{n}:{m}' is no pattern: it takes 0 < N < M")
+    if len(layout.shape) < 2 or layout.canonical[2] <= n:
+        return None
+    return NM(layout, n, m)
+
+
+def unit_name(unit: Unit) -> str:
+    """The unit as it is written on the command line and in reports."""
+    return unit if isinstance(unit, str) else f"{unit[0]}x{unit[1]}"
