@@ -53,6 +53,23 @@ def test_unequal_costs_reach_the_best_of_all_sets(units, room):
     assert float(magnitudes[kept].square().sum()) == pytest.approx(want, rel=1e-9, abs=1e-12)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(magnitude, st.integers(1, 9)), min_size=1, max_size=6), min_size=1, max_size=3),
+    st.integers(0, 60),
+)
+def test_unequal_costs_with_floors_leave_no_room(layers, extra):
+    magnitudes = [torch.tensor([m for m, _ in units], dtype=torch.float64) for units in layers]
+    costs = [torch.tensor([float(c) for _, c in units], dtype=torch.float64) for units in layers]
+    tops = [int(m.argmax()) for m in magnitudes]
+    room = sum(float(c[t]) for c, t in zip(costs, tops)) + extra
+    kept = project_budget(magnitudes, room, costs, floors=[1] * len(layers))
+    assert all(bool(k[t]) for k, t in zip(kept, tops))
+    spent = sum(float(c[k].sum()) for c, k in zip(costs, kept))
+    assert spent <= room
+    assert all(not bool((~k & (c <= room - spent)).any()) for c, k in zip(costs, kept))
+
+
 def test_many_unequal_costs_stay_within_one_unit_of_the_linear_bound():
     generator = torch.Generator().manual_seed(0)
     magnitudes = [torch.rand(n, generator=generator) for n in (300, 4000, 50)]

@@ -102,7 +102,7 @@ def _project(
     for index, position in chosen:
         kept[index].view(-1)[position] = True
     if not problem.equal:
-        _fill(problem, kept, room - problem.cost_of(kept))
+        _fill(problem, kept, budget + slack - problem.cost_of(kept))
     return kept
 
 
@@ -181,7 +181,7 @@ def _largest(magnitudes: Tensor, floor: int) -> Tensor:
     if count > 0:
         order = magnitudes.flatten()
         # A stable order, so that ties go to the lower index on every device.
-        best = order.argmax() if count == 1 else order.argsort(descending=True, stable=True)[:count]
+        best = order.argmax() if count == 1 else order.argsort(stable=True, descending=True)[:count]
         keep.view(-1)[best] = True
     return keep
 
@@ -239,7 +239,7 @@ def _chosen(problem: _Problem, cut: _Cut, room: float) -> list[tuple[int, Tensor
     found = [((s > cut.below) & (s <= cut.above)).flatten().nonzero().squeeze(1) for s in problem.scores]
     score = torch.cat([s.flatten()[f].double().cpu() for s, f in zip(problem.scores, found)])
     cost = torch.cat([c.expand_as(s).flatten()[f].cpu() for s, c, f in zip(problem.scores, problem.costs, found)])
-    order = score.argsort(descending=True, stable=True)
+    order = score.argsort(stable=True, descending=True)
     room -= problem.cost_above(cut.above)
     count = int((cost[order].cumsum(0) <= room).sum())
     keep = torch.zeros(len(score), dtype=torch.bool)

@@ -204,7 +204,7 @@ class NM(Partition):
         grouped = self._grouped(tensor).abs()
         # Padding must be the first to go, before weights that are zero.
         real = self._grouped(torch.ones_like(tensor))
-        order = torch.where(real > 0, grouped, -1.0).argsort(-1, descending=True, stable=True)
+        order = torch.where(real > 0, grouped, -1.0).argsort(dim=-1, descending=True, stable=True)
         ranks = torch.empty_like(order).scatter_(
             -1, order, torch.arange(self.m, device=order.device).expand_as(order).contiguous()
         )
