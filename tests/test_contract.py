@@ -100,7 +100,9 @@ def test_patterns_without_a_target_go_everywhere(net, pattern, method):
 
 
 @pytest.mark.parametrize("scope", ["global", "uniform"])
-@pytest.mark.parametrize(("unit", "vectors"), [("weight", "layer"), ("weight", "row"), ("column", "layer"), ((2, 2), "row")])
+@pytest.mark.parametrize(
+    ("unit", "vectors"), [("weight", "layer"), ("weight", "row"), ("column", "layer"), ((2, 2), "row")]
+)
 def test_hoyer_target_is_held_to_the_last_step(scope, unit, vectors):
     model, opt, batch = build("convnet")
     method = setpoint.methods.GroupedSparseProjection(vectors=vectors)

@@ -147,7 +147,7 @@ class Sparsifier:
         """Let go of the optimizer and the parameters. The model stays as it is; zeros are no longer held."""
         self._hooks.remove()
         for layer in self._layers:
-            _HELD.pop(layer.parameter, None)
+            _HELD.pop(layer.parameter, None)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def report(self) -> Report:
@@ -308,7 +308,7 @@ def _in_budgets(layers: Sequence[Layer], budgets: Sequence[Budget]) -> tuple[tup
 
 def _claim(owner: Sparsifier, layers: Sequence[Layer]) -> None:
     for layer in layers:
-        other = _HELD.get(layer.parameter)
+        other = _HELD.get(layer.parameter)  # type: ignore[no-untyped-call]
         if other is not None and other() is not None:
             raise ValueError(
                 f"parameter {layer.name!r} is already held by another Sparsifier: leave it out by exclude=, or call "

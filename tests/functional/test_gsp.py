@@ -77,7 +77,9 @@ ragged = st.lists(st.lists(entries, min_size=1, max_size=7), min_size=1, max_siz
 
 
 @settings(max_examples=150, deadline=None)
-@given(ragged, st.floats(0.0, 1.0), st.sampled_from([torch.float32, torch.float64]), st.sampled_from([1e-25, 1.0, 1e20]))
+@given(
+    ragged, st.floats(0.0, 1.0), st.sampled_from([torch.float32, torch.float64]), st.sampled_from([1e-25, 1.0, 1e20])
+)
 def test_optimal_and_exact(values, sparsity, dtype, scale):
     x = [torch.tensor(v, dtype=dtype) * scale for v in values]
     z = project_gsp(x, sparsity)

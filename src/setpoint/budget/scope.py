@@ -158,8 +158,8 @@ def _impossible(parts: Sequence[_Part], kept: float, total: float, least: float)
     where = f"layer {parts[0].layer.name!r}" if len(parts) == 1 else f"{len(parts)} layers together"
     return ValueError(
         f"{where}: a sparsity of {1 - kept / total:.6g} was asked for (keep {kept:g} of {total:g}), but at most "
-        f"{1 - least / total:.6g} is possible (keep {least:g}): the units' remainder and the floor of "
-        f"{max(p.floor for p in parts)} unit(s) a layer must stay"
+        f"{1 - least / total:.6g} is possible (keep {least:g}): the N of N:M patterns and a floor of "
+        f"{max(p.floor for p in parts)} unit(s) a layer always stay"
     )
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar, cast, overload
 import torch
 from torch import Tensor, nn
 
-from setpoint.deploy.container import ArchiveError, open_container, write_container
+from setpoint.deploy.container import ArchiveError, read_container, write_container
 from setpoint.deploy.index import Entry, decode_state, describe, dump_index, encode_state, memory, parse_index
 from setpoint.deploy.words import to_words
 
@@ -35,7 +35,8 @@ def save(
     """Write a model's state dict to one safetensors file, its zeros left out.
 
     The file appears whole or not at all: a save that fails or is killed leaves an earlier file as it was. The same
-    state gives the same bytes. Tensors that are the same memory seen the same way (tied weights) are stored once.
+    state gives the same checksum, and the same bytes up to the order of the file's metadata. Tensors that are the same
+    memory seen the same way (tied weights) are stored once.
 
     Args:
         model: The model, of which parameters and persistent buffers are saved, or a state dict. A compiled or
@@ -91,13 +92,13 @@ def load(
         ArchiveError: If the file is truncated, altered, not written by `save`, or does not fit the model.
         FileNotFoundError: If there is no such file.
     """
-    with open_container(Path(path)) as container:
-        index = parse_index(container.metadata["index"])
-        if model is None:
-            return decode_state(container, index, torch.device(device))
-        inner = _unwrap(model)
-        _check_fit(index, inner, container.path)
-        state = decode_state(container, index, torch.device("cpu"))
+    container = read_container(Path(path))
+    index = parse_index(container.metadata["index"])
+    if model is None:
+        return decode_state(container, index, torch.device(device))
+    inner = _unwrap(model)
+    _check_fit(index, inner, container.path)
+    state = decode_state(container, index, torch.device("cpu"))
     _check_ties(state, inner, Path(path))
     inner.load_state_dict({name: state[_plain(name)] for name in inner.state_dict()})
     return model
@@ -110,8 +111,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         ArchiveError: If the file is truncated, altered or not written by `save`.
         FileNotFoundError: If there is no such file.
     """
-    with open_container(Path(path)) as container:
-        return cast("dict[str, str]", json.loads(container.metadata["metadata"]))
+    return cast("dict[str, str]", json.loads(read_container(Path(path)).metadata["metadata"]))
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

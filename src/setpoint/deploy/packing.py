@@ -33,10 +33,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from setpoint.deploy.words import Array
+from setpoint.functional.bits import pack_bits, unpack_bits
 
 Bytes = npt.NDArray[np.uint8]
+Bits = npt.NDArray[np.bool_]
 Encoding = Literal["dense", "bitmask", "gaps"]
 
 _MAX_WIDTH = 16
@@ -82,7 +85,7 @@ def pack(words: Array) -> Packed:
         return plain
     unsigned = np.where(signs, words.dtype.type(0), words)
     signed = _pack_box(unsigned)
-    signed = replace(signed, parts={"signs": np.packbits(signs[unsigned == 0]), **signed.parts})
+    signed = replace(signed, parts={"signs": _pack_bits(signs[unsigned == 0]), **signed.parts})
     return _smallest(plain, signed)
 
 
@@ -120,7 +123,7 @@ def _pack_box(words: Array) -> Packed:
     if all(axis.all() for axis in axes):
         return whole
     box = _pack_flat(words[np.ix_(*axes)].reshape(-1))
-    return _smallest(whole, replace(box, parts={"axes": np.packbits(np.concatenate(axes)), **box.parts}))
+    return _smallest(whole, replace(box, parts={"axes": _pack_bits(np.concatenate(axes)), **box.parts}))
 
 
 def _unpack_box(packed: Packed, shape: Sequence[int]) -> Array:
@@ -142,7 +145,7 @@ def _pack_flat(flat: Array) -> Packed:
     gaps = np.diff(places, prepend=-1) - 1
     width = _cheapest_width(gaps, flat.size)
     if width == 1:
-        sparse = Packed("bitmask", parts={"positions": np.packbits(flat != 0), "values": values})
+        sparse = Packed("bitmask", parts={"positions": _pack_bits(flat != 0), "values": values})
     else:
         sparse = Packed("gaps", width, {"positions": _encode_gaps(gaps, width), "values": values})
     return _smallest(dense, sparse)
@@ -169,21 +172,25 @@ def _collapse(values: Array) -> Array:
     return values
 
 
-def _occupied_slices(words: Array) -> list[npt.NDArray[np.bool_]]:
+def _occupied_slices(words: Array) -> list[Bits]:
     """For each axis, which of its slices hold a non-zero word."""
     occupied = words != 0
     every = range(words.ndim)
     return [occupied.any(axis=tuple(other for other in every if other != axis)) for axis in every]
 
 
-def _split_axes(packed: Bytes, shape: Sequence[int]) -> list[npt.NDArray[np.bool_]]:
+def _split_axes(packed: Bytes, shape: Sequence[int]) -> list[Bits]:
     return np.split(_unpack_bits(packed, sum(shape)), np.cumsum(shape)[:-1])
 
 
-def _unpack_bits(packed: Bytes, count: int) -> npt.NDArray[np.bool_]:
-    if packed.size != -(-count // 8):
-        raise ValueError(f"expected {-(-count // 8)} bytes for {count} bits, found {packed.size}")
-    return np.unpackbits(packed, count=count).view(np.bool_)
+def _pack_bits(bits: Bits) -> Bytes:
+    packed: Bytes = pack_bits(torch.from_numpy(bits)).numpy()
+    return packed
+
+
+def _unpack_bits(packed: Bytes, count: int) -> Bits:
+    bits: Bits = unpack_bits(torch.from_numpy(packed), (count,)).numpy()
+    return bits
 
 
 def _cheapest_width(gaps: npt.NDArray[np.int64], size: int) -> int:
@@ -211,24 +218,24 @@ def _encode_gaps(gaps: npt.NDArray[np.int64], width: int) -> Bytes:
 
 def _decode_gaps(packed: Bytes, width: int) -> npt.NDArray[np.int64]:
     codes = _unpack_codes(packed, width).astype(np.int64)
-    final: npt.NDArray[np.bool_] = codes != _escape(width)
+    final: Bits = codes != _escape(width)
     ends: npt.NDArray[np.int64] = np.cumsum(codes + final)
     return ends[final] - 1
 
 
 def _pack_codes(codes: npt.NDArray[np.uint16], width: int) -> Bytes:
-    bits = np.empty((codes.size, width), dtype=np.uint8)
+    bits = np.empty((codes.size, width), dtype=np.bool_)
     for place in range(width):
         bits[:, place] = (codes >> place) & 1
     # The last byte is filled with ones: whole codes in there read as escapes, behind which no entry follows.
-    return np.packbits(np.concatenate([bits.reshape(-1), np.ones(-bits.size % 8, dtype=np.uint8)]))
+    return _pack_bits(np.concatenate([bits.reshape(-1), np.ones(-bits.size % 8, dtype=np.bool_)]))
 
 
 def _unpack_codes(packed: Bytes, width: int) -> npt.NDArray[np.uint16]:
     if not 2 <= width <= _MAX_WIDTH:
         raise ValueError(f"expected a code width of 2..{_MAX_WIDTH} bits, found {width}")
     count = packed.size * 8 // width
-    bits = np.unpackbits(packed, count=count * width).reshape(count, width)
+    bits = _unpack_bits(packed, packed.size * 8)[: count * width].reshape(count, width)
     codes = np.zeros(count, dtype=np.uint16)
     for place in range(width):
         codes |= bits[:, place].astype(np.uint16) << np.uint16(place)

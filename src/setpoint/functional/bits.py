@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def pack_bits(mask: Tensor) -> Tensor:
     """Eight booleans a byte, the first in the lowest bit: a 1-D uint8 tensor on the CPU."""
-    flat = mask.detach().cpu().flatten().to(torch.uint8)
-    octets = F.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
-    return (octets << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    flat = mask.detach().cpu().flatten().bool().numpy()
+    return torch.from_numpy(np.packbits(flat, bitorder="little"))
 
 
 def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `pack_bits`.
+    """The inverse of `pack_bits`: a boolean tensor on the CPU.
 
     Raises:
         ValueError: if the number of bytes does not fit the shape.
@@ -26,5 +25,5 @@ def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
     count = prod(shape)
     if len(packed) != -(-count // 8):
         raise ValueError(f"{len(packed)} bytes cannot hold the {count} bits of a mask of shape {tuple(shape)}")
-    bits = (packed.cpu().unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.flatten()[:count].reshape(tuple(shape)).bool()
+    bits = np.unpackbits(packed.cpu().numpy(), count=count, bitorder="little")
+    return torch.from_numpy(bits.view(np.bool_)).reshape(tuple(shape))

@@ -166,7 +166,9 @@ def _check_parameter(name: str, parameter: Tensor, held: set[Tensor]) -> None:
     if parameter not in held:
         raise ValueError(f"parameter {name!r} is not held by the optimizer: add it there, or leave it out by exclude=")
     if not parameter.is_floating_point():
-        raise ValueError(f"parameter {name!r} has dtype {parameter.dtype}; only real floating dtypes can be made sparse")
+        raise ValueError(
+            f"parameter {name!r} has dtype {parameter.dtype}; only real floating dtypes can be made sparse"
+        )
     if not bool(torch.isfinite(parameter).all()):
         raise ValueError(f"parameter {name!r} holds NaN or infinite values")
 

@@ -1,0 +1,146 @@
+"""What a training run is told: one dataclass for the command line, the run's file and the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from setpoint.budget import Cost, Schedule, Target
+from setpoint.budget.schedule import Shape
+from setpoint.methods import Method, make_method
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+RateSchedule = Literal["cosine", "constant"]
+Option = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run. What is None is filled in from the data set's recipe by `resolve`.
+
+    Attributes:
+        data: digits, mnist, fashion-mnist, cifar10, or the path of a folder of images.
+        model: by name, such as mlp, lenet300, lenet5, resnet20, vgg16.
+        width: multiplier of the model's hidden sizes.
+        method: how training gets to the target, such as gsp or magnitude.
+        options: of the method, by name.
+        sparsity: fraction of the cost that goes. None where a Hoyer sparsity or an N:M pattern says how much.
+        hoyer: average Hoyer sparsity to reach, for the method gsp.
+        cost: what the sparsity counts: params or units.
+        unit: what becomes zero together: weight, row, column, kernel, filter, a block such as 4x4, or 2:4.
+        scope: who holds a budget: global, uniform or erk; in a file also a mapping from globs to sparsities.
+        floor: units that no layer may lose.
+        include: globs of the parameters to make sparse; all weights by default.
+        exclude: globs of parameters to leave dense.
+        schedule: how the budget shrinks: cubic, linear or one-shot.
+        begin: where the sparsify phase begins: a step (1000) or a fraction of the run (0.1).
+        end: where it ends and the frozen phase begins, likewise.
+        interval: steps between two updates; by default about 100 updates are made.
+        epochs: passes over the training examples.
+        batch_size: examples a step.
+        optimizer: sgd, adam or adamw.
+        lr: learning rate at the start.
+        weight_decay: of weights; never of biases and norms.
+        momentum: of sgd.
+        lr_schedule: cosine (to zero) or constant.
+        augment: vary the training images, where the data set allows it.
+        seed: decides weights, batches and the validation split.
+        device: cpu, cuda, or auto for cuda where there is one.
+        checkpoint_every: steps between two checkpoints; one more is written after every epoch.
+        dense_twin: train the same model densely as well, once, to compare with.
+
+    Raises:
+        ValueError: for a value that is not possible, naming the field.
+    """
+
+    data: str = "digits"
+    model: str | None = None
+    width: float | None = None
+    method: str = "gsp"
+    options: Mapping[str, Option] = field(default_factory=dict)
+    sparsity: float | None = 0.9
+    hoyer: float | None = None
+    cost: Cost = "params"
+    unit: str = "weight"
+    scope: str | Mapping[str, float] = "global"
+    floor: int = 1
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    schedule: Shape = "cubic"
+    begin: int | float = 0.1
+    end: int | float = 0.7
+    interval: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: OptimizerName | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    momentum: float | None = None
+    lr_schedule: RateSchedule | None = None
+    augment: bool = True
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint_every: int = 200
+    dense_twin: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "checkpoint_every"):
+            _check_at_least(name, getattr(self, name), 1)
+        for name in ("floor", "seed", "weight_decay"):
+            _check_at_least(name, getattr(self, name), 0)
+        if self.lr is not None and not 0.0 < self.lr < float("inf"):
+            raise ValueError(f"lr={self.lr} must be a number above 0")
+        if self.momentum is not None and not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum={self.momentum} must lie in [0, 1)")
+        _check_choice("optimizer", self.optimizer, get_args(OptimizerName))
+        _check_choice("lr_schedule", self.lr_schedule, get_args(RateSchedule))
+        # Building these is their check: a fault is told before any data are read.
+        self.target, self.phases, self.build_method()  # noqa: B018
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> TrainConfig:
+        """Make a config of the values that a user gave.
+
+        A sparsity that was not given is not filled in where something else says how much is to go: a Hoyer sparsity,
+        an N:M pattern, or a mapping of globs.
+        """
+        elsewhere = given.get("hoyer") is not None or ":" in str(given.get("unit", ""))
+        if "sparsity" not in given and (elsewhere or isinstance(given.get("scope"), Mapping)):
+            given = {**given, "sparsity": None}
+        return cls(**given)
+
+    @property
+    def target(self) -> Target | None:
+        """What is asked for; None for all that an N:M pattern or a scope of globs gives."""
+        if self.sparsity is None and self.hoyer is None:
+            return None
+        return Target(sparsity=self.sparsity, cost=self.cost, hoyer=self.hoyer)
+
+    @property
+    def phases(self) -> Schedule:
+        """The phases of the run and the path of the budget."""
+        return Schedule(self.schedule, self.begin, self.end, self.interval)
+
+    def build_method(self) -> Method:
+        """The method with its options.
+
+        Raises:
+            ValueError: for an unknown method, or an option that it does not have.
+        """
+        try:
+            return make_method(self.method, **self.options)
+        except TypeError as error:
+            known = ", ".join(option.name for option in fields(make_method(self.method))) or "none"
+            asked = ", ".join(f"{key}={value}" for key, value in self.options.items())
+            raise ValueError(f"method {self.method!r} was given the options {asked}; possible are: {known}") from error
+
+
+def _check_at_least(name: str, value: float | None, least: int) -> None:
+    if value is not None and not least <= value < float("inf"):
+        raise ValueError(f"{name}={value} must be at least {least}")
+
+
+def _check_choice(name: str, value: str | None, possible: tuple[str, ...]) -> None:
+    if value is not None and value not in possible:
+        raise ValueError(f"{name}={value!r} is none of {', '.join(possible)}")

@@ -1,0 +1,120 @@
+"""What a config builds: data, model, optimizer, schedule of the learning rate, and the sparsifier."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from setpoint.recipes.config import TrainConfig
+from setpoint.recipes.data import Batches, Dataset, Split
+from setpoint.recipes.data.seeding import derive_seed
+from setpoint.recipes.models import build_model
+from setpoint.sparsifier import Sparsifier
+
+_EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Everything that one training run works with. Without a sparsifier it trains a dense model."""
+
+    config: TrainConfig
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LambdaLR
+    sparsifier: Sparsifier | None
+    train: Batches
+    validation: Batches
+    test: Batches
+    epochs: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * len(self.train)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.train.device
+
+
+def build_parts(config: TrainConfig, dataset: Dataset, *, sparse: bool) -> Parts:
+    """Build a run from a resolved config; the same config gives the same parts.
+
+    Raises:
+        ValueError: for what cannot be done, before anything is trained.
+    """
+    assert config.epochs is not None
+    assert config.batch_size is not None
+    model = build_initial(config, dataset)
+    train = Batches(
+        dataset.train,
+        dataset,
+        config.batch_size,
+        seed=config.seed,
+        shuffle=True,
+        augment=config.augment,
+        device=config.device,
+    )
+    optimizer = _optimizer(config, model)
+    steps = config.epochs * len(train)
+    sparsifier = _sparsifier(config, model, optimizer, steps) if sparse else None
+    factor = partial(_cosine, steps) if config.lr_schedule == "cosine" else _constant
+    scheduler = LambdaLR(optimizer, factor)
+    validation, test = (_evaluation(split, dataset, config) for split in (dataset.validation, dataset.test))
+    return Parts(config, model, optimizer, scheduler, sparsifier, train, validation, test, config.epochs)
+
+
+def build_initial(config: TrainConfig, dataset: Dataset) -> nn.Module:
+    """The model with its first weights, and torch's generator where training is to begin."""
+    torch.manual_seed(config.seed)
+    model = build_model(str(config.model), shape=dataset.shape, classes=len(dataset.classes), width=config.width)
+    torch.manual_seed(derive_seed("training", config.seed))
+    return model.to(config.device)
+
+
+def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    lr = float(config.lr or 0.0)
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=lr, momentum=config.momentum or 0.0)
+    return (Adam if config.optimizer == "adam" else AdamW)(groups, lr=lr)
+
+
+def _sparsifier(config: TrainConfig, model: nn.Module, optimizer: Optimizer, steps: int) -> Sparsifier:
+    return Sparsifier(
+        model,
+        optimizer,
+        method=config.build_method(),
+        target=config.target,
+        unit=config.unit,
+        scope=config.scope,
+        steps=steps,
+        schedule=config.phases,
+        include=config.include or None,
+        exclude=config.exclude or None,
+        floor=config.floor,
+    )
+
+
+def _cosine(steps: int, step: int) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * min(step, steps) / steps))
+
+
+def _constant(step: int) -> float:
+    return 1.0
+
+
+def _evaluation(split: Split, dataset: Dataset, config: TrainConfig) -> Batches:
+    return Batches(split, dataset, min(_EVALUATION_BATCH, len(split)), device=config.device)

@@ -1,0 +1,137 @@
+"""The folder that a run leaves: what lies where in it, and who may write there."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from setpoint.recipes.config import TrainConfig
+from setpoint.recipes.config_file import config_dict, dump_config, load_config
+from setpoint.recipes.data.files import atomic_path
+from setpoint.recipes.progress import COLUMNS, EpochRow
+from setpoint.recipes.result import finite
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run's files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Repeats the run: `setpoint train --config`."""
+        return self.path / "config.yaml"
+
+    @property
+    def model(self) -> Path:
+        """The chosen weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """A row for each epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def dense_metrics(self) -> Path:
+        """The same for the dense twin."""
+        return self.path / "dense_metrics.csv"
+
+    @property
+    def report(self) -> Path:
+        """The figures. Written last: where it is, the run is finished."""
+        return self.path / "report.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an unfinished run stands."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def dense_checkpoint(self) -> Path:
+        """Where the dense twin stands."""
+        return self.path / "dense_checkpoint.pt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.report.exists()
+
+    def check(self, config: TrainConfig, *, resume: bool) -> None:
+        """Refuse a folder that is in use, or that holds another run than the one to resume.
+
+        Raises:
+            FileExistsError: if there is something in the folder, and it is not to be resumed.
+            FileNotFoundError: if there is no run to resume.
+            ValueError: if the run to resume was told something else, naming the field.
+        """
+        if resume:
+            self._check_same(config)
+        elif self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise FileExistsError(
+                f"{self.path} is there already: continue its run with --resume, or name another folder with --out"
+            )
+
+    def _check_same(self, config: TrainConfig) -> None:
+        there, here = config_dict(self.read_config()), config_dict(config)
+        for key, value in here.items():
+            if there[key] != value:
+                raise ValueError(
+                    f"{self.path} holds a run with {key}={there[key]!r}, and {key}={value!r} was asked for: leave it "
+                    "out to resume that run, or name another folder with --out"
+                )
+
+    def read_config(self) -> TrainConfig:
+        """The config of the run in the folder.
+
+        Raises:
+            FileNotFoundError: if there is no run in it.
+        """
+        if not self.config.exists():
+            raise FileNotFoundError(f"there is no run to resume in {self.path}: it has no {self.config.name}")
+        return load_config(self.config)
+
+    def begin(self, config: TrainConfig) -> None:
+        """Make the folder, or clear an old run's of what a killed process left half written."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for part in self.path.glob(".*.part"):
+            part.unlink(missing_ok=True)
+        if not self.config.exists():
+            dump_config(config, self.config)
+
+    def end(self) -> None:
+        """Drop what only an unfinished run needs."""
+        for checkpoint in (self.checkpoint, self.dense_checkpoint):
+            checkpoint.unlink(missing_ok=True)
+
+
+def write_metrics(rows: Sequence[EpochRow], path: Path) -> None:
+    """Write rows as CSV; fields that have no finite value are empty."""
+    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(finite(row.to_dict()) for row in rows)
+
+
+def read_metrics(path: Path) -> list[EpochRow]:
+    """Read what `write_metrics` wrote; empty fields become NaN, or None where that is possible."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [_row(fields) for fields in csv.DictReader(file)]
+
+
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with atomic_path(destination) as part:
+        shutil.copyfile(source, part)
+
+
+def _row(fields: dict[str, str]) -> EpochRow:
+    numbers = {key: float(value or "nan") for key, value in fields.items() if key != "phase"}
+    whole = {key: int(numbers.pop(key)) for key in ("epoch", "step")}
+    requested = numbers.pop("requested") if fields["requested"] else None
+    numbers.pop("requested", None)
+    return EpochRow(phase=fields["phase"], requested=requested, **whole, **numbers)  # type: ignore[arg-type]

@@ -1,0 +1,135 @@
+"""What cannot be done is refused before the run, by an error that says what was asked and what is possible."""
+
+import pytest
+import torch
+from nets import build, mlp
+from torch import nn
+
+import setpoint
+from setpoint.methods import GroupedSparseProjection
+
+
+def attempt(net="mlp", **options):
+    model, opt, _ = build(net)
+    return setpoint.Sparsifier(model, opt, **({"target": 0.5, "steps": 20} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": 0.0}, ["sparsity=0.0", "between 0 and 1"]),
+        ({"target": 1.0}, ["sparsity=1.0", "between 0 and 1"]),
+        ({"target": 90}, ["sparsity=90", "between 0 and 1"]),
+        ({"target": float("nan")}, ["sparsity=nan"]),
+        ({"target": None}, ["no target", "target=0.9"]),
+        ({"target": 0.5, "unit": "3:4"}, ["a sparsity of 0.5", "at most 0.23", "N:M"]),
+        ({"unit": "filter"}, ["'filter'", "0.weight"]),
+        ({"unit": "kernel"}, ["'kernel'", "0.weight"]),
+        ({"unit": "channels"}, ["'channels'", "weight, row"]),
+        ({"unit": (0, 4)}, ["(0, 4)", "at least 1"]),
+        ({"unit": "4:2"}, ["4:2", "N < M"]),
+        ({"include": "layer9.*"}, ["'layer9.*'", "0.weight, 2.weight, 4.weight"]),
+        ({"include": ["0.weight", "*.bias"]}, ["'*.bias'", "name other parameters in full"]),
+        ({"exclude": "nothing*"}, ["'nothing*'", "0.weight"]),
+        ({"exclude": "*"}, ["no parameter"]),
+        ({"include": "0.bias", "unit": "row"}, ["'0.bias'", "by name", "'row'"]),
+        ({"scope": "layerwise"}, ["'layerwise'", "global, uniform, erk"]),
+        ({"scope": {"conv*": 0.5}}, ["'conv*'", "0.weight"]),
+        ({"scope": {"0.*": 1.5}}, ["sparsity=1.5"]),
+        ({"steps": 0}, ["steps=0"]),
+        ({"steps": 1, "schedule": setpoint.Schedule(end=0.4)}, ["steps=1", "too few"]),
+        ({"steps": 10.5}, ["steps=10.5"]),
+        ({"steps": 20, "schedule": setpoint.Schedule(begin=15, end=10)}, ["15", "10"]),
+        ({"steps": 20, "schedule": setpoint.Schedule(end=30)}, ["30"]),
+        ({"method": "magic"}, ["'magic'", "magnitude, gsp"]),
+        ({"floor": -1}, ["floor=-1"]),
+        ({"target": 0.99, "unit": "row"}, ["0.99", "at most"]),
+        ({"target": 0.9, "unit": "row", "floor": 4}, ["at most", "floor of 4"]),
+        ({"nonfinite": "ignore"}, ["'ignore'"]),
+        ({"target": setpoint.Target(hoyer=0.8), "method": "magnitude"}, ["'magnitude'", "hoyer=0.8"]),
+        ({"method": GroupedSparseProjection(measure="hoyer")}, ["Target(hoyer"]),
+        (
+            {"method": GroupedSparseProjection(measure="zeros"), "target": setpoint.Target(hoyer=0.5)},
+            ["measure='zeros'"],
+        ),
+        ({"method": GroupedSparseProjection(measure="mean")}, ["'mean'", "zeros, hoyer"]),
+        ({"method": GroupedSparseProjection(vectors="row"), "unit": "row"}, ["vectors='row'", "single unit"]),
+        ({"method": GroupedSparseProjection(vectors="kernel"), "unit": (4, 4)}, ["kernel"]),
+        ({"method": GroupedSparseProjection(vectors="tube")}, ["'tube'"]),
+        ({"method": GroupedSparseProjection(weights={"9.weight": torch.ones(1)})}, ["'9.weight'", "0.weight"]),
+        ({"method": GroupedSparseProjection(weights={"0.weight": -torch.ones(1)})}, ["'0.weight'", "not negative"]),
+    ],
+)
+def test_refused_with_words(options, words):
+    with pytest.raises(ValueError) as caught:
+        attempt(**options)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: setpoint.Target(sparsity=0.5, params=100), ["sparsity and params"]),
+        (lambda: setpoint.Target(sparsity=0.5, cost="flop"), ["'flop'", "units, params"]),
+        (lambda: setpoint.Target(params=0), ["params=0"]),
+        (lambda: setpoint.Target(units=1.5), ["units=1.5"]),
+        (lambda: setpoint.Schedule("quartic"), ["'quartic'", "cubic"]),
+        (lambda: setpoint.Schedule(begin=-1), ["begin=-1"]),
+        (lambda: setpoint.Schedule(end=1.5), ["end=1.5"]),
+        (lambda: setpoint.Schedule(interval=0), ["interval=0"]),
+    ],
+)
+def test_contradictions_are_refused_where_they_are_written(make, words):
+    with pytest.raises(ValueError) as caught:
+        make()
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(bad):
+    model, opt, _ = build("mlp")
+    with torch.no_grad():
+        model[2].weight[1, 1] = bad
+    with pytest.raises(ValueError, match=r"'2\.weight' holds NaN or infinite"):
+        setpoint.Sparsifier(model, opt, target=0.5, steps=20)
+
+
+def test_a_parameter_that_the_optimizer_does_not_hold():
+    model = mlp()
+    opt = torch.optim.SGD(model[:3].parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"'4\.weight' is not held by the optimizer"):
+        setpoint.Sparsifier(model, opt, target=0.5, steps=20)
+    assert set(setpoint.Sparsifier(model, opt, target=0.5, steps=20, exclude="4.*").masks) == {"0.weight", "2.weight"}
+
+
+def test_frozen_parameters_are_left_and_refused_by_name():
+    model = mlp()
+    model[0].weight.requires_grad_(False)
+    opt = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with pytest.raises(ValueError, match=r"'0\.weight'.*frozen"):
+        setpoint.Sparsifier(model, opt, target=0.5, steps=20, include="0.weight")
+    report = setpoint.Sparsifier(model, opt, target=0.5, steps=20).report()
+    assert "frozen" in report.left_dense["0.weight"]
+    for p in model.parameters():
+        p.requires_grad_(False)
+    opt = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(ValueError, match="frozen"):
+        setpoint.Sparsifier(model, opt, target=0.5, steps=20)
+
+
+def test_optimizers_that_move_many_times_a_step_and_what_is_none():
+    model = mlp()
+    with pytest.raises(ValueError, match="LBFGS"):
+        setpoint.Sparsifier(model, torch.optim.LBFGS(model.parameters()), target=0.5, steps=20)
+    with pytest.raises(TypeError, match="not str"):
+        setpoint.Sparsifier(model, "adam", target=0.5, steps=20)
+
+
+def test_a_refusal_leaves_no_trace():
+    model, opt, _ = build("mlp")
+    with pytest.raises(ValueError):
+        setpoint.Sparsifier(model, opt, target=0.5, steps=20, method=GroupedSparseProjection(vectors="tube"))
+    assert not opt._optimizer_step_post_hooks
+    setpoint.Sparsifier(model, opt, target=0.5, steps=20)
