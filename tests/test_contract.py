@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
-from nets import build, train
 
 import setpoint
 from setpoint.units import partition
+
+from nets import build, train
 
 METHODS = ("magnitude", "gsp")
 UNITS = ("weight", "row", "column", "kernel", "filter", (4, 4), (3, 2), "2:4", "1:3")

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from nets import build, mlp
 from torch import nn
 
 import setpoint
 from setpoint.methods import GroupedSparseProjection
+
+from nets import build, mlp
 
 
 def attempt(net="mlp", **options):

@@ -6,10 +6,11 @@ import warnings
 import pytest
 import torch
 import torch._dynamo.testing
-from nets import build, mlp, train
 from torch import nn
 
 import setpoint
+
+from nets import build, mlp, train
 
 STEPS = 20
 
@@ -86,12 +87,10 @@ def test_a_step_with_gradients_that_are_not_finite_is_skipped(bad, frozen, closu
         loss.backward()
         return loss
 
+    if not closure:
+        evaluate()
     with pytest.warns(UserWarning, match="NaN or infinite"):
-        if closure:
-            opt.step(evaluate)
-        else:
-            evaluate()
-            opt.step()
+        opt.step(evaluate if closure else None)
     assert sparsifier.step == (16 if frozen else 8)
     assert sparsifier.report().skipped_steps == 1
     assert all(torch.equal(a, b) for a, b in zip(weights.values(), model.state_dict().values()))
@@ -112,11 +111,16 @@ def test_a_step_can_be_refused_instead_and_divergence_ends_the_run():
 
     model, opt, batch = build("mlp")
     setpoint.Sparsifier(model, opt, target=0.5, steps=STEPS)
-    with warnings.catch_warnings(), pytest.raises(FloatingPointError, match="diverged"):
-        warnings.simplefilter("ignore")
+
+    def diverge():
         for _ in range(200):
             (model(batch(0)[0]) * float("nan")).sum().backward()
             opt.step()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(FloatingPointError, match="diverged"):
+            diverge()
 
 
 def test_large_finite_gradients_are_no_reason_to_skip():

@@ -70,9 +70,8 @@ class Target:
         parts = []
         if self.sparsity is not None:
             parts.append(f"{self.sparsity:.4%} of the {self.cost} gone")
-        for name in get_args(Cost):
-            if (amount := getattr(self, name)) is not None:
-                parts.append(f"{amount} {name} kept" if isinstance(amount, int) else f"{amount:.4%} of the {name} kept")
+        amounts = {name: getattr(self, name) for name in get_args(Cost) if getattr(self, name) is not None}
+        parts += [f"{v} {n} kept" if isinstance(v, int) else f"{v:.4%} of the {n} kept" for n, v in amounts.items()]
         if self.hoyer is not None:
             parts.append(f"Hoyer sparsity {self.hoyer:g}")
         return ", ".join(parts)

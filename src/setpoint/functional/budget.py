@@ -72,7 +72,7 @@ def project_budget(
     """
     if isinstance(magnitudes, Tensor):
         one_cost = [1.0 if costs is None else costs]
-        return _project([magnitudes], budget, one_cost, [int(floors or 0)])[0]  # type: ignore[arg-type,list-item]
+        return _project([magnitudes], budget, one_cost, [int(floors or 0)])[0]  # type: ignore[arg-type]
     tensors = list(magnitudes)
     return _project(
         tensors,
@@ -246,7 +246,7 @@ def _chosen(problem: _Problem, cut: _Cut, room: float) -> list[tuple[int, Tensor
     keep[order[:count]] = True
     if not problem.equal and count < len(order):
         _settle_core(score, cost, order, count, room, keep)
-    picks = keep.split([len(f) for f in found])
+    picks = torch.split(keep, [len(f) for f in found])
     return [(i, f[p.to(f.device)]) for i, (f, p) in enumerate(zip(found, picks)) if bool(p.any())]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from setpoint.budget import Target
 from setpoint.functional.gsp import gsp_factors, mean_hoyer
-from setpoint.methods.base import Method, Units
+from setpoint.methods.base import Method, Units, as_factors
 from setpoint.units import Layer, VectorKind
 
 Measure = Literal["zeros", "hoyer"]
@@ -22,18 +22,22 @@ class GroupedSparseProjection(Method):
     """Project the units onto a sparser set every few steps, and let them grow back in between.
 
     The layers that share a budget form the set (all of them under `scope="global"`, one each under `"uniform"`), and
-    `vectors` says what its vectors are. The vectors' entries are the magnitudes of the units. All entries of the set
-    are soft-thresholded by one multiplier mu, times each vector's `1 / (sqrt(n) - 1)`, and each vector is rescaled to
-    the best multiple of what is left (R. Ohib et al., "Explicit group sparse projection", TMLR 2022).
+    `vectors` says what its vectors are. The vectors' entries are the magnitudes of the units. One multiplier mu gives
+    all thresholds: an entry goes where it is at most mu times its vector's threshold (R. Ohib et al., "Explicit group
+    sparse projection", TMLR 2022).
 
     Attributes:
         measure: what mu is solved for: `"zeros"`, that the units left meet the budget; or `"hoyer"`, that the average
-            Hoyer sparsity meets the target's `hoyer`, as in the paper, and the support at the end is what the
+            Hoyer sparsity meets the target's `hoyer`, as in the paper. There the support at the end is what the
             projection leaves, or what a budget given as well cuts out of it. By default `"hoyer"` if the target
             names one.
         vectors: `"layer"`, `"row"` (filters, neurons), `"column"` (input channels) or `"kernel"`.
-        scale_invariant: compare the vectors at unit length. Without it (the paper's form), vectors of small norm are
-            driven down to one entry.
+        scale_invariant: compare the vectors at unit length, so that no layer goes for being small. For `"zeros"` the
+            threshold is then the vector's norm. The paper's form (False) has `1 / (sqrt(n) - 1)` at any norm, which
+            drives short vectors and those of small norm down to their floor.
+        debias: leave what survives a projection to zeros as it was. The paper's map (False) subtracts the threshold
+            from every survivor and rescales the vector to the best multiple of what is left; repeated over a short
+            run that costs accuracy (see benchmarks/results). A projection to a Hoyer sparsity is always the paper's.
         weights: per parameter name, non-negative weights of its units (shaped as the parameter for single weights,
             otherwise broadcastable to the partition's counts): units of larger weight go first. Others have weight 1.
     """
@@ -41,6 +45,7 @@ class GroupedSparseProjection(Method):
     measure: Measure | None = None
     vectors: VectorKind = "layer"
     scale_invariant: bool = True
+    debias: bool = True
     weights: Mapping[str, Tensor] | None = None
 
     name: ClassVar[str] = "gsp"
@@ -73,7 +78,8 @@ class GroupedSparseProjection(Method):
         """The mu at which the projection takes each unit; magnitudes where a Hoyer sparsity rules."""
         if _hoyer(units) is not None:
             return units.magnitudes
-        return [p.from_vectors(a / t, self.vectors) for p, a, t in zip(units.partitions, *self._vectors(units))]
+        pairs = zip(units.partitions, self._rows(units), self._thresholds(units))
+        return [p.from_vectors(a / t, self.vectors) for p, a, t in pairs]
 
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """The projection for the present budget or level, divided by the magnitudes."""
@@ -99,67 +105,67 @@ class GroupedSparseProjection(Method):
 
     def measured(self, units: Units) -> float | None:
         """The average Hoyer sparsity of the vectors."""
-        weights = [self._spread(units, i) for i in range(len(units.magnitudes))] if self.weights else None
-        return mean_hoyer([self._as_rows(units, i) for i in range(len(units.magnitudes))], weights)
+        return mean_hoyer(self._rows(units), self._spreads(units) if self.weights else None)
 
     def _hoyer_factors(self, units: Units, level: float) -> list[Tensor | None]:
-        rows = [self._as_rows(units, i) for i in range(len(units.magnitudes))]
-        weights = [self._spread(units, i) for i in range(len(rows))] if self.weights else None
-        factors = gsp_factors(rows, level, weights, scale_invariant=self.scale_invariant)
+        weights = self._spreads(units) if self.weights else None
+        factors = gsp_factors(self._rows(units), level, weights, scale_invariant=self.scale_invariant)
         return [None if f is None else p.from_vectors(f, self.vectors) for p, f in zip(units.partitions, factors)]
 
     def _budget_factors(self, units: Units) -> list[Tensor]:
-        """Soft-threshold at the mu of the cut and rescale each vector to the best multiple of what is left."""
-        rows, thresholds = self._vectors(units)
-        kept = [p.vectors(k, self.vectors) for p, k in zip(units.partitions, units.cut(self.scores(units)))]
+        kept = units.cut(self.scores(units))
+        if self.debias:
+            return as_factors(kept)
+        kept = [p.vectors(k, self.vectors) for p, k in zip(units.partitions, kept)]
+        rows, thresholds = self._rows(units), self._thresholds(units)
         mu = _multiplier(rows, thresholds, kept)
-        factors = []
-        for a, t, k, p in zip(rows, thresholds, kept, units.partitions):
-            v = torch.where(k, (a - mu * t).clamp_min(0.0), 0.0)
-            square = v.square().sum(1, keepdim=True)
-            gain = (a * v).sum(1, keepdim=True) / square.masked_fill(square == 0, 1.0)
-            # Nothing over the threshold, as where all units tie: what is kept stays as it is.
-            factor = torch.where(square == 0, k.to(a.dtype), v * gain / a.masked_fill(a == 0, 1.0))
-            factors.append(p.from_vectors(factor, self.vectors))
-        return factors
+        return [
+            p.from_vectors(_shrunk(a, mu * t, k), self.vectors)
+            for p, a, t, k in zip(units.partitions, rows, thresholds, kept)
+        ]
 
-    def _vectors(self, units: Units) -> tuple[list[Tensor], list[Tensor]]:
-        """The vectors as rows, scaled to a peak of 1 over the set, and what mu = 1 takes off each entry.
+    def _rows(self, units: Units) -> list[Tensor]:
+        """The vectors as the rows of matrices."""
+        return [p.vectors(m, self.vectors).double() for p, m in zip(units.partitions, units.magnitudes)]
 
-        The latter is `beta_i w_ij`, times the vector's norm in the scale-invariant form.
-        """
-        peak = max((float(m.max()) for m in units.magnitudes if m.numel()), default=1.0) or 1.0
-        rows, thresholds = [], []
-        for i, (partition, magnitudes) in enumerate(zip(units.partitions, units.magnitudes)):
-            a = partition.vectors(magnitudes, self.vectors).double() / peak
-            weights = self._spread(units, i)
-            spread = torch.ones_like(a) if weights is None else weights
-            slack = torch.linalg.vector_norm(spread, dim=1, keepdim=True) - spread.amin(1, keepdim=True)
-            # A vector of one unit has no Hoyer sparsity; it competes as one of two would.
-            beta = 1.0 / slack.masked_fill(slack <= 0, 2**0.5 - 1.0)
-            norm = torch.linalg.vector_norm(a, dim=1, keepdim=True)
-            scale = norm.masked_fill(norm == 0, 1.0) if self.scale_invariant else 1.0
-            rows.append(a)
-            thresholds.append((beta * scale * spread).clamp_min(1e-30))
-        return rows, thresholds
+    def _thresholds(self, units: Units) -> list[Tensor]:
+        """What mu = 1 takes off each entry, arranged as the rows."""
+        thresholds = []
+        for a, weights in zip(self._rows(units), self._spreads(units)):
+            if self.scale_invariant:
+                norm = torch.linalg.vector_norm(a, dim=1, keepdim=True)
+                scale = norm.masked_fill(norm == 0, 1.0)
+            else:
+                slack = torch.linalg.vector_norm(weights, dim=1, keepdim=True) - weights.amin(1, keepdim=True)
+                # A vector of one unit has no Hoyer sparsity; it competes as one of two would.
+                scale = 1.0 / slack.masked_fill(slack <= 0, 2**0.5 - 1.0)
+            # Not zero where a weight is: such a unit is the last to go.
+            thresholds.append((scale * weights).clamp_min(1e-30))
+        return thresholds
 
-    def _spread(self, units: Units, index: int) -> Tensor | None:
-        """The user's weights of a layer's units, arranged as its vectors."""
-        weights = (self.weights or {}).get(units.names[index])
-        if weights is None:
-            return torch.ones_like(self._as_rows(units, index)) if self.weights else None
-        partition = units.partitions[index]
-        if tuple(weights.shape) == partition.layout.shape:
-            weights = partition.magnitudes(weights)
-        spread = weights.to(units.magnitudes[index].device, torch.float64).expand(partition.counts)
-        return partition.vectors(spread, self.vectors)
-
-    def _as_rows(self, units: Units, index: int) -> Tensor:
-        return units.partitions[index].vectors(units.magnitudes[index], self.vectors).double()
+    def _spreads(self, units: Units) -> list[Tensor]:
+        """The user's weights of the units, arranged as the rows."""
+        spreads = []
+        for name, partition, like in zip(units.names, units.partitions, units.magnitudes):
+            weights = (self.weights or {}).get(name, torch.ones(()))
+            if weights.ndim and tuple(weights.shape) == partition.layout.shape:
+                weights = partition.magnitudes(weights)
+            spread = weights.to(like.device, torch.float64).expand(partition.counts)
+            spreads.append(partition.vectors(spread, self.vectors))
+        return spreads
 
 
 def _hoyer(units: Units) -> float | None:
     return None if units.target is None else units.target.hoyer
+
+
+def _shrunk(rows: Tensor, tau: Tensor, kept: Tensor) -> Tensor:
+    """Factors of the soft threshold, each row rescaled to the best multiple of what is left."""
+    v = torch.where(kept, (rows - tau).clamp_min(0.0), 0.0)
+    square = v.square().sum(1, keepdim=True)
+    gain = (rows * v).sum(1, keepdim=True) / square.masked_fill(square == 0, 1.0)
+    # Nothing over the threshold, as where all units tie: what is kept stays as it is.
+    return torch.where(square == 0, kept.to(rows.dtype), v * gain / rows.masked_fill(rows == 0, 1.0))
 
 
 def _multiplier(rows: Sequence[Tensor], thresholds: Sequence[Tensor], kept: Sequence[Tensor]) -> float:

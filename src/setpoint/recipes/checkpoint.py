@@ -58,7 +58,7 @@ def _unusable(path: Path, why: str) -> CheckpointError:
 
 def _random_state() -> dict[str, Any]:
     # Asking for the devices' states would start CUDA where it is not used.
-    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if used else []}
 
 

@@ -96,7 +96,7 @@ class TrainConfig:
         _check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         _check_choice("lr_schedule", self.lr_schedule, get_args(RateSchedule))
         # Building these is their check: a fault is told before any data are read.
-        self.target, self.phases, self.build_method()  # noqa: B018
+        self.target, self.phases, self.build_method()
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> TrainConfig:

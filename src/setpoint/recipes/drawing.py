@@ -1,8 +1,33 @@
-"""The plots of a run."""
+"""The plots in a run's folder."""
+
 from __future__ import annotations
+
+from setpoint.deploy import load
+from setpoint.recipes.data.files import atomic_path
 from setpoint.recipes.result import RunResult
-from setpoint.recipes.run_folder import RunFolder
+from setpoint.recipes.run_folder import RunFolder, read_metrics
 
 
 def draw_run(folder: RunFolder, result: RunResult, shape: tuple[int, int, int]) -> None:
-    """Draw."""
+    """Draw training.png, layers.png and first_layer.png from what the folder holds.
+
+    Args:
+        folder: of the run, with its metrics and its model.
+        result: its figures.
+        shape: (C, H, W) of the model's inputs.
+    """
+    # Imported here: matplotlib takes a while, and only a run that has ended needs it.
+    from setpoint.reporting.plots import layers_plot, training_plot
+    from setpoint.reporting.weights import first_layer_plot
+
+    config, layers = result.config, result.report["layers"]
+    title = f"{config.model} on {result.data}, {config.method}, {100 * result.report['sparsity']:.2f} % zeros"
+    dense = read_metrics(folder.dense_metrics) if folder.dense_metrics.exists() else []
+    with atomic_path(folder.path / "training.png") as part:
+        rows, twin = ([row.to_dict() for row in epochs] for epochs in (read_metrics(folder.metrics), dense))
+        training_plot(rows, part, dense=twin, chosen=result.chosen_epoch, title=title)
+    with atomic_path(folder.path / "layers.png") as part:
+        layers_plot(layers, part, title=title)
+    first = layers[0]["name"]
+    with atomic_path(folder.path / "first_layer.png") as part:
+        first_layer_plot(load(folder.model)[first], part, shape=shape, name=first)

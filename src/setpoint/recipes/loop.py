@@ -10,9 +10,9 @@ from setpoint.recipes.config import TrainConfig
 from setpoint.recipes.data import Dataset, load_dataset
 from setpoint.recipes.defaults import resolve
 from setpoint.recipes.dense import Twin, dense_twin
+from setpoint.recipes.drawing import draw_run
 from setpoint.recipes.evaluation import evaluate
 from setpoint.recipes.fit import Fit, Standing
-from setpoint.recipes.drawing import draw_run
 from setpoint.recipes.parts import Parts, build_parts
 from setpoint.recipes.progress import Listener, Progress
 from setpoint.recipes.result import RunResult, finite, read_result, write_result
@@ -20,9 +20,7 @@ from setpoint.recipes.run_folder import RunFolder, write_metrics
 from setpoint.recipes.saving import save_model
 
 
-def train_run(
-    config: TrainConfig, out: Path, *, resume: bool = False, progress: Listener | None = None
-) -> RunResult:
+def train_run(config: TrainConfig, out: Path, *, resume: bool = False, progress: Listener | None = None) -> RunResult:
     """Train a model to its target, beside a dense twin, and leave a folder with the model, its figures and plots.
 
     A run that was killed at any moment goes on from its last checkpoint and ends, on the same machine, in the same
@@ -85,9 +83,7 @@ def _recorder(fit: Fit, folder: RunFolder, listener: Listener | None) -> Listene
     return record
 
 
-def _result(
-    parts: Parts, dataset: Dataset, standing: Standing, twin: Twin | None, sizes: tuple[int, int]
-) -> RunResult:
+def _result(parts: Parts, dataset: Dataset, standing: Standing, twin: Twin | None, sizes: tuple[int, int]) -> RunResult:
     assert parts.sparsifier is not None
     assert standing.best is not None
     parameters = list(parts.model.parameters())

@@ -92,7 +92,8 @@ class Partition(ABC):
 
 def _norm(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     work = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    return torch.linalg.vector_norm(work, dim=dims, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(work, dim=dims, keepdim=True)
+    return norm
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,164 @@
+"""Several runs side by side: accuracy against sparsity, seeds taken together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from setpoint.reporting.figures import COLORS, DENSE, INK, MARKERS, clean, new_figure, percent_axis, save_figure
+from setpoint.reporting.tables import requested
+from setpoint.reporting.words import percent, points, size
+
+Run = Mapping[str, Any]
+
+# What tells runs of one method apart, where they differ in it.
+_TRAITS = ("data", "model", "width", "options", "unit", "scope", "cost", "epochs")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One figure over the seeds of a group."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        return cls(fmean(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return percent(self.mean)
+        return f"{percent(self.mean)} ({100 * self.low:.2f}-{100 * self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs that were asked for the same, and differ in the seed alone.
+
+    Attributes:
+        label: method, and what else tells it from the others compared.
+        requested: what was asked for, in words.
+        runs: how many.
+        sparsity: zeros in the sparse layers.
+        test: test accuracy.
+        dense: test accuracy of the dense twins; None where there are none.
+        bytes: mean size of the model's file.
+    """
+
+    label: str
+    requested: str
+    runs: int
+    sparsity: Spread
+    test: Spread
+    dense: Spread | None
+    bytes: int
+
+
+def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
+    """Put together the runs that differ in the seed alone, in the order of their labels and sparsities.
+
+    Args:
+        runs: the contents of their report.json files.
+    """
+    traits = [name for name in _TRAITS if len({str(run["config"][name]) for run in runs}) > 1]
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[_label(run, traits), requested(run)].append(run)
+    found = [_group(label, asked, members) for (label, asked), members in groups.items()]
+    return sorted(found, key=lambda group: (group.label, group.sparsity.mean))
+
+
+def _label(run: Run, traits: Sequence[str]) -> str:
+    config = run["config"]
+    about = [f"{key}={value}" for key, value in config["options"].items()] if "options" in traits else []
+    about += [f"{name} {_trait(config[name])}" for name in traits if name != "options"]
+    return ", ".join([str(config["method"]), *about])
+
+
+def _trait(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{glob}={sparsity:g}" for glob, sparsity in value.items())
+    return Path(value).name if isinstance(value, str) else f"{value:g}"
+
+
+def _group(label: str, asked: str, members: Sequence[Run]) -> RunGroup:
+    dense = [run["dense_test_accuracy"] for run in members if run["dense_test_accuracy"] is not None]
+    return RunGroup(
+        label,
+        asked,
+        len(members),
+        Spread.of([run["report"]["sparsity"] for run in members]),
+        Spread.of([run["test_accuracy"] for run in members]),
+        Spread.of(dense) if dense else None,
+        round(fmean(run["bytes"] for run in members)),
+    )
+
+
+def compare_table(groups: Sequence[RunGroup]) -> Table:
+    """Show groups of runs, one a row; over several seeds the mean, with the least and the greatest."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", overflow="fold")
+    table.add_column("requested")
+    for name in ("runs", "zeros", "test accuracy", "dense", "difference", "on disk"):
+        table.add_column(name, justify="right")
+    for group in groups:
+        dense = "-" if group.dense is None else percent(group.dense.mean)
+        difference = "-" if group.dense is None else points(group.test.mean - group.dense.mean)
+        figures = (percent(group.sparsity.mean), str(group.test), dense, difference, size(group.bytes))
+        table.add_row(group.label, group.requested, str(group.runs), *figures)
+    return table
+
+
+def compare_plot(groups: Sequence[RunGroup], path: Path) -> None:
+    """Draw test accuracy against sparsity: a line a label, bars from the least to the greatest of the seeds."""
+    figure = new_figure(7.5, 4.6)
+    axes = figure.subplots()
+    labels = sorted({group.label for group in groups})
+    for index, label in enumerate(labels):
+        _draw_line(axes, [group for group in groups if group.label == label], index)
+    _draw_dense(axes, groups)
+    axes.set_xlabel("sparsity (zeros in the sparse layers)", fontsize=10)
+    axes.set_ylabel("test accuracy", fontsize=10)
+    percent_axis(axes.xaxis)
+    percent_axis(axes.yaxis)
+    axes.margins(x=0.08, y=0.12)
+    clean(axes)
+    figure.legend(loc="outside lower center", ncols=min(3, len(labels) + 1), fontsize=9, frameon=False, labelcolor=INK)
+    save_figure(figure, path)
+
+
+def _draw_line(axes: Any, groups: Sequence[RunGroup], index: int) -> None:
+    means = [group.test.mean for group in groups]
+    below = [group.test.mean - group.test.low for group in groups]
+    above = [group.test.high - group.test.mean for group in groups]
+    axes.errorbar(
+        [group.sparsity.mean for group in groups],
+        means,
+        yerr=[below, above],
+        label=groups[0].label,
+        color=COLORS[index % len(COLORS)],
+        marker=MARKERS[index % len(MARKERS)],
+        markersize=6,
+        linewidth=1.6,
+        elinewidth=1.2,
+        capsize=3,
+    )
+
+
+def _draw_dense(axes: Any, groups: Sequence[RunGroup]) -> None:
+    """The twins of all groups as one line: with several models or data sets there is no such line."""
+    twins = [group.dense for group in groups if group.dense is not None]
+    if not twins or max(t.mean for t in twins) - min(t.mean for t in twins) > 0.05:
+        return
+    mean = fmean(twin.mean for twin in twins)
+    axes.axhline(mean, color=DENSE, linestyle="--", linewidth=1.4, label=f"dense twin ({percent(mean)})", zorder=1)

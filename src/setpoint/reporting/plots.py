@@ -1,0 +1,121 @@
+"""The plots of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from setpoint.reporting.figures import BLUE, DENSE, INK, ORANGE, clean, new_figure, percent_axis, save_figure
+from setpoint.reporting.words import percent
+
+Rows = Sequence[Mapping[str, Any]]
+
+_PHASE_SHADES = {"dense": "#ffffff", "sparsify": "#fdf3e1", "frozen": "#e8f1f8"}
+
+
+def training_plot(rows: Rows, path: Path, *, dense: Rows = (), chosen: int | None = None, title: str = "") -> None:
+    """Draw accuracy and sparsity over the epochs.
+
+    Args:
+        rows: of metrics.csv, as mappings.
+        path: of the PNG.
+        dense: rows of the dense twin.
+        chosen: epoch whose weights were chosen.
+        title: above the plot.
+    """
+    figure = new_figure(7.5, 5.2)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.25, 1))
+    figure.suptitle(title, fontsize=11, color=INK)
+    _accuracy(upper, rows, dense, chosen)
+    _sparsity(lower, rows)
+    for axes in (upper, lower):
+        clean(axes)
+        for phase, first, last in _phases(rows):
+            axes.axvspan(first, last, color=_PHASE_SHADES[phase], zorder=0, linewidth=0)
+    for phase, first, last in _phases(rows):
+        lower.text((first + last) / 2, 1.1, phase, ha="center", va="center", fontsize=9, color=DENSE)
+    lower.set_xlabel("epoch", fontsize=10)
+    lower.set_xlim(0.5, max(len(rows), len(dense)) + 0.5)
+    save_figure(figure, path)
+
+
+def _accuracy(axes: Any, rows: Rows, dense: Rows, chosen: int | None) -> None:
+    if dense:
+        axes.plot(
+            *_series(dense, "validation_accuracy"), color=DENSE, linewidth=1.4, linestyle="--", label="dense twin"
+        )
+    axes.plot(*_series(rows, "validation_accuracy"), color=BLUE, linewidth=1.8, label="sparse")
+    if chosen is not None:
+        accuracy = rows[chosen - 1]["validation_accuracy"]
+        axes.plot([chosen], [accuracy], "o", color=BLUE, markersize=6, label=f"chosen: {percent(accuracy)}", zorder=4)
+    axes.set_ylabel("validation accuracy", fontsize=10)
+    axes.set_ylim(*_accuracy_range([*rows, *dense]))
+    percent_axis(axes.yaxis)
+    axes.legend(loc="lower right", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def _accuracy_range(rows: Rows) -> tuple[float, float]:
+    """Leave out the climb of the first epochs, which would flatten all the rest."""
+    late = max(row["epoch"] for row in rows) * 0.15
+    values = [row["validation_accuracy"] for row in rows if row["epoch"] > late]
+    margin = max(0.08 * (max(values) - min(values)), 0.005)
+    return max(0.0, min(values) - margin), min(1.0, max(values) + margin) + 0.001
+
+
+def _sparsity(axes: Any, rows: Rows) -> None:
+    asked = [row for row in rows if row["requested"] is not None]
+    if asked:
+        axes.plot(*_series(asked, "requested"), color=ORANGE, linewidth=3.5, alpha=0.6, label="asked for by now")
+    axes.plot(*_series(rows, "sparsity"), color=INK, linewidth=1.4, label="zeros in the weights")
+    axes.set_ylabel("sparsity", fontsize=10)
+    axes.set_ylim(-0.02, 1.2)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
+    percent_axis(axes.yaxis, 0)
+    axes.legend(loc="lower right", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
+    return [row["epoch"] for row in rows], [row[key] for row in rows]
+
+
+def _phases(rows: Rows) -> Iterator[tuple[str, float, float]]:
+    """Each phase with the epochs that ended in it, half an epoch to either side."""
+    for phase in ("dense", "sparsify", "frozen"):
+        epochs = [row["epoch"] for row in rows if row["phase"] == phase]
+        if epochs:
+            yield phase, min(epochs) - 0.5, max(epochs) + 0.5
+
+
+def layers_plot(layers: Rows, path: Path, *, title: str = "") -> None:
+    """Draw the zeros of each layer as bars, first layer on top.
+
+    Args:
+        layers: of a report, as plain values.
+        path: of the PNG.
+        title: above the plot.
+    """
+    figure = new_figure(7.5, 1.3 + 0.34 * len(layers))
+    axes = figure.subplots()
+    places = range(len(layers))
+    axes.barh(places, [layer["sparsity"] for layer in layers], color=BLUE, height=0.62)
+    _mark_requested(axes, layers)
+    for place, layer in zip(places, layers):
+        label = f"{percent(layer['sparsity'])}   {layer['params_kept']:,} of {layer['params']:,} kept"
+        axes.text(1.02, place, label, va="center", fontsize=8.5, color=INK)
+    axes.set_yticks(places, [layer["name"] for layer in layers])
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("zeros", fontsize=10)
+    percent_axis(axes.xaxis, 0)
+    clean(axes, grid="x")
+    figure.suptitle(title, fontsize=11, color=INK)
+    save_figure(figure, path)
+
+
+def _mark_requested(axes: Any, layers: Rows) -> None:
+    asked = [(place, layer["requested"]) for place, layer in enumerate(layers) if layer["requested"] is not None]
+    if asked:
+        places, values = zip(*asked)
+        axes.plot(values, places, "|", color=ORANGE, markersize=14, markeredgewidth=2.5, label="asked for")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9, frameon=False)

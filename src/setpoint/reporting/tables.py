@@ -1,0 +1,113 @@
+"""A run's report as tables for the terminal. They take what report.json holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from setpoint.reporting.words import duration, percent, points, size
+
+_COSTS = {"params": "weights"}
+
+
+def run_tables(run: Mapping[str, Any]) -> Group:
+    """Show a run: what was asked and reached, then layer by layer.
+
+    Args:
+        run: the contents of a run's report.json.
+    """
+    return Group(Text(_title(run), style="bold"), _header(run), layer_table(run["report"]))
+
+
+def _title(run: Mapping[str, Any]) -> str:
+    config = run["config"]
+    options = "".join(f", {key}={value}" for key, value in config["options"].items())
+    return (
+        f"{config['model']} on {run['data']}: {config['method']}{options}, unit {config['unit']}, "
+        f"scope {run['report']['scope']}, seed {config['seed']}"
+    )
+
+
+def _header(run: Mapping[str, Any]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    for name, value in _facts(run):
+        grid.add_row(name, value)
+    return grid
+
+
+def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    kept, total = run["parameters_kept"], run["parameters"]
+    return [
+        ("requested", requested(run)),
+        ("achieved", _achieved(run)),
+        ("test accuracy", _accuracy(run["test_accuracy"], run["dense_test_accuracy"])),
+        ("validation accuracy", _accuracy(run["validation_accuracy"], run["dense_validation_accuracy"])),
+        ("parameters kept", f"{kept:,} of {total:,} ({percent(kept / total)}), biases and norms included"),
+        ("size on disk", _sizes(run["dense_bytes"], run["bytes"])),
+        ("chosen epoch", f"{run['chosen_epoch']} of {run['config']['epochs']}"),
+        ("training", f"{duration(run['seconds'])}, {run['steps_per_second']:,.0f} steps/s"),
+    ]
+
+
+def requested(run: Mapping[str, Any]) -> str:
+    """What a run was asked for, in words."""
+    config, report = run["config"], run["report"]
+    hoyer = [f"average Hoyer sparsity {config['hoyer']:g}"] if config["hoyer"] is not None else []
+    if config["sparsity"] is None and report["scope"] != "by name":
+        return hoyer[0] if hoyer else f"all that {config['unit']} allows"
+    return ", ".join([f"{percent(report['requested'])} of the {_COSTS.get(report['cost'], report['cost'])}", *hoyer])
+
+
+def _achieved(run: Mapping[str, Any]) -> str:
+    config, report = run["config"], run["report"]
+    if config["hoyer"] is not None and config["sparsity"] is None:
+        return f"Hoyer {report['hoyer']:.6f}, {percent(report['sparsity'])} of the weights zero"
+    hoyer = "" if report["hoyer"] is None else f", Hoyer {report['hoyer']:.6f}"
+    return f"{percent(report['achieved'])} (exact: {'yes' if report['exact'] else 'no'}){hoyer}"
+
+
+def _accuracy(sparse: float, dense: float | None) -> str:
+    if dense is None:
+        return percent(sparse)
+    return f"{percent(dense)} dense, {percent(sparse)} sparse ({points(sparse - dense)})"
+
+
+def _sizes(dense: int, sparse: int) -> str:
+    return f"{size(dense)} dense, {size(sparse)} sparse ({dense / sparse:.1f} times smaller)"
+
+
+def layer_table(report: Mapping[str, Any]) -> Table:
+    """Show what is left of each layer.
+
+    Args:
+        report: of the sparsifier, as plain values.
+    """
+    with_units = report["unit"] != "weight"
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    table.add_column("layer", "all", overflow="fold")
+    table.add_column("shape")
+    if with_units:
+        table.add_column("units kept", _total(report["layers"], "units"), justify="right")
+    table.add_column("weights kept", _total(report["layers"], "params"), justify="right")
+    table.add_column("zeros", percent(report["sparsity"]), justify="right", no_wrap=True)
+    for layer in report["layers"]:
+        units = [_of(layer["units_kept"], layer["units"])] if with_units else []
+        shape = "x".join(str(length) for length in layer["shape"])
+        weights = _of(layer["params_kept"], layer["params"])
+        table.add_row(layer["name"], shape, *units, weights, percent(layer["sparsity"]))
+    return table
+
+
+def _total(layers: Sequence[Mapping[str, Any]], kind: str) -> str:
+    return _of(sum(layer[f"{kind}_kept"] for layer in layers), sum(layer[kind] for layer in layers))
+
+
+def _of(kept: int, total: int) -> str:
+    return f"{kept:,} / {total:,}"
