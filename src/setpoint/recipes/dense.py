@@ -96,7 +96,7 @@ def _key(config: TrainConfig, dataset: Dataset) -> str:
     for split in (dataset.train, dataset.validation, dataset.test):
         for tensor in (split.inputs, split.targets):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(memoryview(tensor.contiguous().numpy()))
+            digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from setpoint.reporting.figures import COLORS, DENSE, INK, MARKERS, clean, new_figure, percent_axis, save_figure
 from setpoint.reporting.tables import requested
-from setpoint.reporting.words import percent, points, size
+from setpoint.reporting.words import percent, size
 
 Run = Mapping[str, Any]
 
@@ -109,11 +109,11 @@ def compare_table(groups: Sequence[RunGroup]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", overflow="fold")
     table.add_column("requested")
-    for name in ("runs", "zeros", "test accuracy", "dense", "difference", "on disk"):
-        table.add_column(name, justify="right")
+    for name in ("runs", "zeros", "test accuracy", "dense", "vs dense", "on disk"):
+        table.add_column(name, justify="right", no_wrap=name != "test accuracy")
     for group in groups:
         dense = "-" if group.dense is None else percent(group.dense.mean)
-        difference = "-" if group.dense is None else points(group.test.mean - group.dense.mean)
+        difference = "-" if group.dense is None else f"{100 * (group.test.mean - group.dense.mean):+.2f} pt"
         figures = (percent(group.sparsity.mean), str(group.test), dense, difference, size(group.bytes))
         table.add_row(group.label, group.requested, str(group.runs), *figures)
     return table

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from setpoint.reporting.figures import BLUE, DENSE, INK, ORANGE, clean, new_figure, percent_axis, save_figure
 from setpoint.reporting.words import percent
 
@@ -36,6 +38,7 @@ def training_plot(rows: Rows, path: Path, *, dense: Rows = (), chosen: int | Non
     for phase, first, last in _phases(rows):
         lower.text((first + last) / 2, 1.1, phase, ha="center", va="center", fontsize=9, color=DENSE)
     lower.set_xlabel("epoch", fontsize=10)
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     lower.set_xlim(0.5, max(len(rows), len(dense)) + 0.5)
     save_figure(figure, path)
 

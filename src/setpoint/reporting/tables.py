@@ -62,7 +62,9 @@ def requested(run: Mapping[str, Any]) -> str:
     hoyer = [f"average Hoyer sparsity {config['hoyer']:g}"] if config["hoyer"] is not None else []
     if config["sparsity"] is None and report["scope"] != "by name":
         return hoyer[0] if hoyer else f"all that {config['unit']} allows"
-    return ", ".join([f"{percent(report['requested'])} of the {_COSTS.get(report['cost'], report['cost'])}", *hoyer])
+    # A report has the fraction after rounding to whole units, the config what was typed.
+    fraction = report["requested"] if report["scope"] == "by name" else config["sparsity"]
+    return ", ".join([f"{100 * fraction:.6g} % of the {_COSTS.get(report['cost'], report['cost'])}", *hoyer])
 
 
 def _achieved(run: Mapping[str, Any]) -> str:
@@ -70,7 +72,7 @@ def _achieved(run: Mapping[str, Any]) -> str:
     if config["hoyer"] is not None and config["sparsity"] is None:
         return f"Hoyer {report['hoyer']:.6f}, {percent(report['sparsity'])} of the weights zero"
     hoyer = "" if report["hoyer"] is None else f", Hoyer {report['hoyer']:.6f}"
-    return f"{percent(report['achieved'])} (exact: {'yes' if report['exact'] else 'no'}){hoyer}"
+    return f"{percent(report['achieved'], 4)} (exact: {'yes' if report['exact'] else 'no'}){hoyer}"
 
 
 def _accuracy(sparse: float, dense: float | None) -> str:
@@ -89,7 +91,8 @@ def layer_table(report: Mapping[str, Any]) -> Table:
     Args:
         report: of the sparsifier, as plain values.
     """
-    with_units = report["unit"] != "weight"
+    # Single weights are counted once; units of an N:M pattern are what goes, not what stays.
+    with_units = report["unit"] != "weight" and ":" not in report["unit"]
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("layer", "all", overflow="fold")
     table.add_column("shape")

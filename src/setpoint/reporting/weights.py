@@ -20,12 +20,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _MAP = "RdBu_r"
 _ZERO = "#9a9a9a"
-_LARGEST = 100
-_KERNELS = 240
+# Beyond these many weights, or these many tiles, none could be told from its neighbours.
+_MOST_WEIGHTS, _MOST_TILES, _FEWEST_TILES = 80_000, 100, 12
 
 
 def first_layer_plot(weight: Tensor, path: Path, *, shape: tuple[int, ...] = (), name: str = "") -> None:
-    """Draw the incoming weights of each neuron, or each kernel of a convolution, as a tile; zeros are grey.
+    """Draw the incoming weights of each neuron or filter as a tile, its channels side by side; zeros are grey.
 
     Args:
         weight: of a Linear or convolution layer.
@@ -33,42 +33,30 @@ def first_layer_plot(weight: Tensor, path: Path, *, shape: tuple[int, ...] = (),
         shape: (C, H, W) of the model's inputs: a Linear weight that reads all of one is drawn in its shape.
         name: of the parameter.
     """
-    tiles, what, per_row = _tiles(weight.detach().float().cpu(), shape)
-    image, limit = _mosaic(tiles, per_row)
-    height = 6.4 * image.shape[0] / image.shape[1] + 1.2
-    figure = new_figure(7.5, min(max(height, 2.4), 10.0))
+    tiles, what = _tiles(weight.detach().float().cpu(), shape)
+    count, channels, height, width = tiles.shape
+    per_row = _columns(count, height, width * channels)
+    most = min(count, max(_FEWEST_TILES, min(_MOST_TILES, _MOST_WEIGHTS // tiles[0].size)))
+    shown = count if most == count else max(per_row, most - most % per_row)
+    image, limit = _mosaic(tiles[:shown], _columns(shown, height, width * channels))
+    amount = f"all {count} {what}" if shown == count else f"the first {shown} of {count} {what}"
+    zeros = percent(float((weight == 0).float().mean()))
+    figure = new_figure(7.5, min(max(6.4 * image.shape[0] / image.shape[1] + 1.2, 2.4), 10.0))
     axes = figure.subplots()
     axes.imshow(image, interpolation="nearest")
     axes.set_axis_off()
-    zeros = percent(float((weight == 0).float().mean()))
-    figure.suptitle(f"{name}: {what}, {zeros} zeros", fontsize=11, color=INK)
+    figure.suptitle(f"{name}: {amount if what else 'the whole matrix'}, {zeros} zeros", fontsize=11, color=INK)
     _legend(figure, axes, limit)
     save_figure(figure, path)
 
 
-def _tiles(weight: Tensor, shape: tuple[int, ...]) -> tuple[Array, str, int]:
-    """Tiles (number, height, width), what they are, and how many make a row."""
+def _tiles(weight: Tensor, shape: tuple[int, ...]) -> tuple[Array, str]:
+    """Tiles (number, channels, height, width), and what they are."""
     if weight.ndim == 4:
-        outputs, inputs, height, width = weight.shape
-        shown = max(1, min(outputs, _KERNELS // inputs))
-        tiles = weight[:shown].reshape(-1, height, width).numpy()
-        # Kernels of one output stay side by side.
-        per_row = inputs * max(1, _columns(shown, height, width * inputs))
-        return tiles, _counted(shown, outputs, "filters"), per_row
+        return weight.numpy(), "filters"
     if weight.ndim == 2 and len(shape) == 3 and weight.shape[1] == math.prod(shape):
-        channels, height, width = shape
-        shown = min(len(weight), _LARGEST)
-        # The channels of one neuron side by side.
-        per_row = _columns(shown, height, width * channels)
-        if shown < len(weight):
-            shown -= shown % per_row  # whole rows
-        tiles = weight[:shown].reshape(shown, channels, height, width).permute(0, 2, 1, 3).reshape(shown, height, -1)
-        return tiles.numpy(), _counted(shown, len(weight), "neurons"), per_row
-    return weight.reshape(1, len(weight), -1).numpy(), "the whole matrix", 1
-
-
-def _counted(shown: int, total: int, what: str) -> str:
-    return f"all {total} {what}" if shown == total else f"the first {shown} of {total} {what}"
+        return weight.reshape(-1, *shape).numpy(), "neurons"
+    return weight.reshape(1, 1, len(weight), -1).numpy(), ""
 
 
 def _columns(count: int, height: int, width: int) -> int:
@@ -77,18 +65,27 @@ def _columns(count: int, height: int, width: int) -> int:
 
 
 def _mosaic(tiles: Array, per_row: int) -> tuple[Array, float]:
-    """An RGB image of all tiles with white lines between them, and the weight at the ends of the colour scale."""
-    count, height, width = tiles.shape
+    """An RGB image of all tiles on white, and the weight at the ends of the colour scale."""
     # A few outliers must not bleach all the others.
     limit = float(np.quantile(np.abs(tiles[tiles != 0]), 0.99)) if (tiles != 0).any() else 1.0
-    rows = -(-count // per_row)
-    image = np.ones((rows * (height + 1) - 1, per_row * (width + 1) - 1, 3))
-    colors = colormaps[_MAP](Normalize(-limit, limit, clip=True)(tiles))[..., :3]
-    colors[tiles == 0] = to_rgb(_ZERO)
-    for index, tile in enumerate(colors):
-        top, left = index // per_row * (height + 1), index % per_row * (width + 1)
-        image[top : top + height, left : left + width] = tile
-    return image, limit
+    colors = colormaps[_MAP](Normalize(-limit, limit, clip=True)(tiles), bytes=True)[..., :3]
+    colors[tiles == 0] = np.round(255 * np.array(to_rgb(_ZERO)))
+    # Pixels a weight: enough to draw the lines between channels thinner than a weight.
+    scale = 6 if tiles.shape[-1] <= 12 else 3
+    colors = colors.repeat(scale, axis=2).repeat(scale, axis=3)
+    strips = np.stack([_side_by_side(channels, scale // 3) for channels in colors])
+    rows = [_side_by_side(strips[i : i + per_row], scale) for i in range(0, len(strips), per_row)]
+    full = np.full_like(rows[0], 255)
+    full[:, : rows[-1].shape[1]] = rows[-1]
+    stacked = np.stack([*rows[:-1], full]).transpose(0, 2, 1, 3)
+    return _side_by_side(stacked, scale).transpose(1, 0, 2), limit
+
+
+def _side_by_side(images: Array, gap: int) -> Array:
+    """Join images (number, height, width, 3) along their width, with white between them."""
+    space = np.full((*images.shape[:2], gap, 3), 255, dtype=images.dtype)
+    joined = np.concatenate([images, space], axis=2)
+    return np.concatenate(list(joined), axis=1)[:, :-gap]
 
 
 def _legend(figure: Any, axes: Any, limit: float) -> None:
