@@ -1,12 +1,15 @@
 """Targets, scopes and schedules: who may keep how much, and when."""
 
+import itertools
+
 import pytest
 import torch
-from nets import build
 
 import setpoint
 from setpoint.budget import Schedule, Target, allocate, erk_densities
 from setpoint.units import select
+
+from nets import build
 
 
 def layers(net="mlp", unit="weight"):
@@ -20,7 +23,9 @@ def test_global_budget_is_the_nearest_count():
     assert budget.kept == round(0.1 * budget.total)
 
 
-@pytest.mark.parametrize(("target", "kept"), [(Target(params=100), 100), (Target(params=0.25), 194), (Target(units=77), 77)])
+@pytest.mark.parametrize(
+    ("target", "kept"), [(Target(params=100), 100), (Target(params=0.25), 194), (Target(units=77), 77)]
+)
 def test_budgets_of_what_may_stay(target, kept):
     (budget,) = allocate(layers(), target)
     assert budget.kept == kept
@@ -85,7 +90,7 @@ def test_ramps_rise_from_nothing_to_everything(shape):
     values = [schedule.ramp(p / 50) for p in range(51)]
     assert values[0] == 0.0
     assert values[-1] == 1.0
-    assert all(a <= b for a, b in zip(values, values[1:]))
+    assert all(a <= b for a, b in itertools.pairwise(values))
 
 
 def test_timeline_phases_and_updates():
@@ -139,3 +144,19 @@ def test_weighted_projection_lets_heavy_units_go_first(vectors, debias):
     kept = sparsifier.masks["0.weight"]
     assert int(kept[:, 1::2].sum()) > 3 * int(kept[:, ::2].sum())
     assert sparsifier.report().exact
+
+
+def test_kernels_of_a_pointwise_convolution_are_projected_too():
+    """Vectors of one entry would never be made sparse: such a layer takes its filters instead."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(8, 16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = setpoint.methods.GroupedSparseProjection(vectors="kernel")
+    sparsifier = setpoint.Sparsifier(model, optimizer, method=method, target=0.7, steps=10)
+    before = model[1].weight.detach().clone().abs()
+    sparsifier.freeze()
+    mask = sparsifier.masks["1.weight"]
+    assert 0.05 < float(mask.float().mean()) < 0.95
+    for row, kept in zip(before.flatten(1), mask.flatten(1)):
+        if 0 < int(kept.sum()) < kept.numel():
+            assert float(row[kept].min()) >= float(row[~kept].max())

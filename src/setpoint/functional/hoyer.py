@@ -37,7 +37,7 @@ def hoyer(vectors: Tensor, dim: Dim = None, weights: Tensor | None = None) -> Te
     if length < 2:
         raise ValueError(f"Hoyer sparsity needs vectors of at least 2 entries, not {length} (shape {_shape(vectors)})")
     scaled = _unit_peak(vectors, dims)
-    norm = torch.linalg.vector_norm(scaled, dim=dims)
+    norm: Tensor = torch.linalg.vector_norm(scaled, dim=dims)
     zero = norm == 0
     if weights is None:
         ratio = scaled.abs().sum(dims) / norm.masked_fill(zero, 1.0)
@@ -45,7 +45,8 @@ def hoyer(vectors: Tensor, dim: Dim = None, weights: Tensor | None = None) -> Te
         return ((largest - ratio) / (largest - least)).masked_fill(zero, 1.0)
     spread = weights.to(scaled.dtype).expand_as(scaled)
     ratio = (spread * scaled.abs()).sum(dims) / norm.masked_fill(zero, 1.0)
-    top, bottom = torch.linalg.vector_norm(spread, dim=dims), spread.amin(dims)
+    top: Tensor = torch.linalg.vector_norm(spread, dim=dims)
+    bottom = spread.amin(dims)
     return ((top - ratio) / (top - bottom)).masked_fill(zero, 1.0)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from setpoint.budget import Target
 from setpoint.functional.gsp import gsp_factors, mean_hoyer
 from setpoint.methods.base import Method, Units, as_factors
-from setpoint.units import Layer, VectorKind
+from setpoint.units import Layer, Partition, VectorKind
 
 Measure = Literal["zeros", "hoyer"]
 
@@ -31,7 +31,8 @@ class GroupedSparseProjection(Method):
             Hoyer sparsity meets the target's `hoyer`, as in the paper. There the support at the end is what the
             projection leaves, or what a budget given as well cuts out of it. By default `"hoyer"` if the target
             names one.
-        vectors: `"layer"`, `"row"` (filters, neurons), `"column"` (input channels) or `"kernel"`.
+        vectors: `"layer"`, `"row"` (filters, neurons), `"column"` (input channels) or `"kernel"`. Where such a vector
+            would have a single unit (the kernels of a 1x1 convolution), a layer takes the next larger kind.
         scale_invariant: compare the vectors at unit length, so that no layer goes for being small. For `"zeros"` the
             threshold is then the vector's norm. The paper's form (False) has `1 / (sqrt(n) - 1)` at any norm, which
             drives short vectors and those of small norm down to their floor.
@@ -59,18 +60,12 @@ class GroupedSparseProjection(Method):
             raise ValueError("measure='hoyer' needs a target that names one: target=Target(hoyer=0.9)")
         if self.measure == "zeros" and wanted is not None:
             raise ValueError(f"measure='zeros' cannot meet a target hoyer={wanted}: leave the measure out")
-        shapes = {}
-        for layer in layers:
-            counts = torch.empty(layer.partition.counts, device="meta")
-            shapes[layer.name] = layer.partition.vectors(counts, self.vectors).shape
-        if all(length < 2 for _, length in shapes.values()):
-            raise ValueError(
-                f"vectors={self.vectors!r} have a single unit each in every layer ({dict(shapes)}): "
-                "choose larger vectors or smaller units"
-            )
+        lengths = {layer.name: self._length(layer.partition, self._kind(layer.partition)) for layer in layers}
+        if all(length < 2 for length in lengths.values()):
+            raise ValueError(f"every layer is a single unit ({', '.join(lengths)}): choose smaller units")
         for name, weights in (self.weights or {}).items():
-            if name not in shapes:
-                raise ValueError(f"weights are given for {name!r}, which is none of the layers: {', '.join(shapes)}")
+            if name not in lengths:
+                raise ValueError(f"weights are given for {name!r}, which is none of the layers: {', '.join(lengths)}")
             if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
                 raise ValueError(f"the weights of {name!r} must be finite and not negative")
 
@@ -79,7 +74,7 @@ class GroupedSparseProjection(Method):
         if _hoyer(units) is not None:
             return units.magnitudes
         pairs = zip(units.partitions, self._rows(units), self._thresholds(units))
-        return [p.from_vectors(a / t, self.vectors) for p, a, t in pairs]
+        return [self._unrow(p, a / t) for p, a, t in pairs]
 
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """The projection for the present budget or level, divided by the magnitudes."""
@@ -110,23 +105,38 @@ class GroupedSparseProjection(Method):
     def _hoyer_factors(self, units: Units, level: float) -> list[Tensor | None]:
         weights = self._spreads(units) if self.weights else None
         factors = gsp_factors(self._rows(units), level, weights, scale_invariant=self.scale_invariant)
-        return [None if f is None else p.from_vectors(f, self.vectors) for p, f in zip(units.partitions, factors)]
+        return [None if f is None else self._unrow(p, f) for p, f in zip(units.partitions, factors)]
 
     def _budget_factors(self, units: Units) -> list[Tensor]:
         kept = units.cut(self.scores(units))
         if self.debias:
             return as_factors(kept)
-        kept = [p.vectors(k, self.vectors) for p, k in zip(units.partitions, kept)]
+        kept = [self._row(p, k) for p, k in zip(units.partitions, kept)]
         rows, thresholds = self._rows(units), self._thresholds(units)
         mu = _multiplier(rows, thresholds, kept)
-        return [
-            p.from_vectors(_shrunk(a, mu * t, k), self.vectors)
-            for p, a, t, k in zip(units.partitions, rows, thresholds, kept)
-        ]
+        factors = [_shrunk(a, mu * t, k) for a, t, k in zip(rows, thresholds, kept)]
+        return [self._unrow(p, f) for p, f in zip(units.partitions, factors)]
+
+    def _kind(self, partition: Partition) -> VectorKind:
+        """The kind of a layer's vectors: the one asked for, or the next larger of at least two units."""
+        chain: list[VectorKind] = (
+            [self.vectors, "row", "layer"] if self.vectors == "kernel" else [self.vectors, "layer"]
+        )
+        return next((kind for kind in chain if self._length(partition, kind) > 1), "layer")
+
+    def _length(self, partition: Partition, kind: VectorKind) -> int:
+        return partition.vectors(torch.empty(partition.counts, device="meta"), kind).shape[1]
+
+    def _row(self, partition: Partition, values: Tensor) -> Tensor:
+        """One value a unit, arranged as a matrix whose rows are the vectors."""
+        return partition.vectors(values, self._kind(partition))
+
+    def _unrow(self, partition: Partition, rows: Tensor) -> Tensor:
+        return partition.from_vectors(rows, self._kind(partition))
 
     def _rows(self, units: Units) -> list[Tensor]:
         """The vectors as the rows of matrices."""
-        return [p.vectors(m, self.vectors).double() for p, m in zip(units.partitions, units.magnitudes)]
+        return [self._row(p, m).double() for p, m in zip(units.partitions, units.magnitudes)]
 
     def _thresholds(self, units: Units) -> list[Tensor]:
         """What mu = 1 takes off each entry, arranged as the rows."""
@@ -151,7 +161,7 @@ class GroupedSparseProjection(Method):
             if weights.ndim and tuple(weights.shape) == partition.layout.shape:
                 weights = partition.magnitudes(weights)
             spread = weights.to(like.device, torch.float64).expand(partition.counts)
-            spreads.append(partition.vectors(spread, self.vectors))
+            spreads.append(self._row(partition, spread))
         return spreads
 
 

@@ -34,12 +34,9 @@ def first_layer_plot(weight: Tensor, path: Path, *, shape: tuple[int, ...] = (),
         name: of the parameter.
     """
     tiles, what = _tiles(weight.detach().float().cpu(), shape)
-    count, channels, height, width = tiles.shape
-    per_row = _columns(count, height, width * channels)
-    most = min(count, max(_FEWEST_TILES, min(_MOST_TILES, _MOST_WEIGHTS // tiles[0].size)))
-    shown = count if most == count else max(per_row, most - most % per_row)
-    image, limit = _mosaic(tiles[:shown], _columns(shown, height, width * channels))
-    amount = f"all {count} {what}" if shown == count else f"the first {shown} of {count} {what}"
+    shown, per_row = _arrange(tiles)
+    image, limit = _mosaic(tiles[:shown], per_row)
+    amount = f"all {len(tiles)} {what}" if shown == len(tiles) else f"the first {shown} of {len(tiles)} {what}"
     zeros = percent(float((weight == 0).float().mean()))
     figure = new_figure(7.5, min(max(6.4 * image.shape[0] / image.shape[1] + 1.2, 2.4), 10.0))
     axes = figure.subplots()
@@ -59,9 +56,12 @@ def _tiles(weight: Tensor, shape: tuple[int, ...]) -> tuple[Array, str]:
     return weight.reshape(1, 1, len(weight), -1).numpy(), ""
 
 
-def _columns(count: int, height: int, width: int) -> int:
-    """How many tiles make a row, so that the whole is about three wide by two high."""
-    return max(1, min(count, round(math.sqrt(1.5 * count * (height + 1) / (width + 1)))))
+def _arrange(tiles: Array) -> tuple[int, int]:
+    """How many tiles are shown, and how many in a row, so that the whole is about three wide by two high."""
+    count, channels, height, width = tiles.shape
+    shown = min(count, max(_FEWEST_TILES, min(_MOST_TILES, _MOST_WEIGHTS // tiles[0].size)))
+    per_row = max(1, min(shown, round(math.sqrt(1.5 * shown * (height + 1) / (width * channels + 1)))))
+    return (count if shown == count else shown - shown % per_row), per_row
 
 
 def _mosaic(tiles: Array, per_row: int) -> tuple[Array, float]:
@@ -71,9 +71,9 @@ def _mosaic(tiles: Array, per_row: int) -> tuple[Array, float]:
     colors = colormaps[_MAP](Normalize(-limit, limit, clip=True)(tiles), bytes=True)[..., :3]
     colors[tiles == 0] = np.round(255 * np.array(to_rgb(_ZERO)))
     # Pixels a weight: enough to draw the lines between channels thinner than a weight.
-    scale = 6 if tiles.shape[-1] <= 12 else 3
+    scale = 6 if tiles.shape[-1] <= 12 else 3 if tiles.shape[-1] <= 100 else 1
     colors = colors.repeat(scale, axis=2).repeat(scale, axis=3)
-    strips = np.stack([_side_by_side(channels, scale // 3) for channels in colors])
+    strips = np.stack([_side_by_side(channels, max(1, scale // 3)) for channels in colors])
     rows = [_side_by_side(strips[i : i + per_row], scale) for i in range(0, len(strips), per_row)]
     full = np.full_like(rows[0], 255)
     full[:, : rows[-1].shape[1]] = rows[-1]

@@ -1,0 +1,94 @@
+"""A config says all there is to say about a run, in Python and in a file."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from setpoint.recipes import TrainConfig, dump_config, load_config, resolve
+
+FULL = TrainConfig(
+    options={"vectors": "row", "scale_invariant": False},
+    sparsity=None,
+    unit="2:4",
+    scope={"fc1*": 0.5},
+    include=("fc*",),
+    exclude=("fc3*",),
+    begin=10,
+    end=1.0,
+    lr=1e-5,
+)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), FULL, TrainConfig(data="cifar10", optimizer="adamw")])
+def test_a_file_gives_back_the_resolved_config(config: TrainConfig, tmp_path: Path) -> None:
+    dump_config(config, tmp_path / "config.yaml")
+    read = load_config(tmp_path / "config.yaml")
+    assert read == resolve(config)
+    assert resolve(read) == read
+    assert [type(getattr(read, f.name)) for f in fields(read)] == [
+        type(getattr(resolve(config), f.name)) for f in fields(read)
+    ]
+
+
+def test_nothing_but_the_interval_is_left_open() -> None:
+    resolved = resolve(TrainConfig(data="cifar10", hoyer=0.5))
+    assert {f.name for f in fields(resolved) if getattr(resolved, f.name) is None} == {"interval"}
+    assert (resolved.model, resolved.optimizer, resolved.lr) == ("resnet20", "sgd", 0.1)
+
+
+def test_another_optimizer_does_not_get_the_recipes_rate() -> None:
+    assert resolve(TrainConfig(data="cifar10", optimizer="adam")).lr == 1e-3
+    assert resolve(TrainConfig(data="cifar10", optimizer="adam", lr=0.5)).lr == 0.5
+
+
+def test_auto_is_decided_and_a_missing_device_refused() -> None:
+    assert resolve(TrainConfig(device="auto")).device == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="device='abacus' is no device"):
+        resolve(TrainConfig(device="abacus"))
+
+
+def test_numbers_are_read_as_in_yaml_1_2(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("unit: 2:4\nlr: 2e-3\nbegin: 0\nend: 1.0\nwidth: .5\nsparsity: null\n")
+    config = load_config(path)
+    assert (config.unit, config.lr, config.width, config.sparsity) == ("2:4", 2e-3, 0.5, None)
+    assert (repr(config.begin), repr(config.end)) == ("0", "1.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sparsty: 0.9", "unknown key 'sparsty'; possible are data, model"),
+        ("epochs: many", "epochs: .*valid integer.*not 'many'"),
+        ("epochs: 1.5", "epochs: .*not 1.5"),
+        ("epochs: 0", "epochs=0 must be at least 1"),
+        ("sparsity: 1.5", "target sparsity=1.5 must lie strictly between 0 and 1"),
+        ("method: nope", "method='nope' is none of "),
+        ("options: {colour: red}", "method 'gsp' was given the options colour=red; possible are: measure, vectors"),
+        ("lr: -1", "lr=-1.0 must be a number above 0"),
+        ("momentum: 1", "momentum=1.0 must lie in"),
+        ("optimizer: lbfgs", "optimizer: .*'sgd', 'adam' or 'adamw'"),
+        ("begin: 1.5", "schedule begin=1.5"),
+        ("- 1", "must hold a mapping"),
+        ("a: [", "is no YAML file"),
+    ],
+)
+def test_faults_of_a_file_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(path)
+
+
+@pytest.mark.parametrize("given", [{"hoyer": 0.5}, {"unit": "2:4"}, {"scope": {"fc*": 0.5}}])
+def test_the_usual_sparsity_gives_way_to_what_else_says_how_much(given: dict[str, object]) -> None:
+    assert TrainConfig.of(given).sparsity is None
+    assert TrainConfig.of({**given, "sparsity": 0.4}).sparsity == 0.4
+    assert TrainConfig.of({}).sparsity == 0.9
+
+
+def test_a_target_is_none_where_only_the_pattern_bounds_it() -> None:
+    assert TrainConfig(sparsity=None, unit="2:4").target is None
+    assert replace(TrainConfig(), hoyer=0.5).target is not None

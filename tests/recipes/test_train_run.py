@@ -1,0 +1,174 @@
+"""A whole run in this process: what it leaves, what it refuses, and that its file repeats it."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import setpoint
+from setpoint.deploy import read_metadata
+from setpoint.recipes import Progress, RunResult, TrainConfig, load_config, read_result, train_run
+
+QUICK = TrainConfig(epochs=4, width=0.25)
+FILES = {
+    "config.yaml",
+    "dense_metrics.csv",
+    "first_layer.png",
+    "layers.png",
+    "metrics.csv",
+    "model.safetensors",
+    "report.json",
+    "training.png",
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "setpoint" / "dense"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return setpoint.load(folder / "model.safetensors")
+
+
+def same(first: Path, second: Path) -> bool:
+    one, two = weights(first), weights(second)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_leaves_all_its_files_and_meets_its_target(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    state = torch.get_rng_state()
+    result = train_run(QUICK, tmp_path / "run", progress=seen.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+    zeros = sum(int((weights(tmp_path / "run")[row["name"]] == 0).sum()) for row in result.report["layers"])
+    assert zeros == round(0.9 * result.report["params"])
+    assert result.report["exact"]
+    assert result.bytes == (tmp_path / "run/model.safetensors").stat().st_size
+    assert result.dense_bytes > 2 * result.bytes
+    assert result.steps == 4 * 33
+    assert {p.stage for p in seen} == {"dense twin", "sparse"}
+    assert [p.row.epoch for p in seen if p.row is not None] == [1, 2, 3, 4] * 2
+
+
+def test_the_report_is_strict_json_and_is_read_back(tmp_path: Path) -> None:
+    result = train_run(QUICK, tmp_path / "run")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    report = json.loads((tmp_path / "run/report.json").read_text(), parse_constant=refuse)
+    assert report["config"]["method"] == "gsp"
+    assert read_result(tmp_path / "run/report.json") == result
+    assert isinstance(result, RunResult)
+    assert json.loads(read_metadata(tmp_path / "run/model.safetensors")["shape"]) == [1, 8, 8]
+
+
+def test_metrics_have_a_row_an_epoch(tmp_path: Path) -> None:
+    result = train_run(QUICK, tmp_path / "run")
+    with (tmp_path / "run/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["phase"]) for row in rows] == [
+        ("1", "sparsify"),
+        ("2", "sparsify"),
+        ("3", "frozen"),
+        ("4", "frozen"),
+    ]
+    chosen = rows[result.chosen_epoch - 1]
+    assert chosen["phase"] == "frozen"
+    assert float(chosen["validation_accuracy"]) == result.validation_accuracy
+    assert float(rows[-1]["sparsity"]) == result.report["sparsity"]
+    assert float(rows[-1]["requested"]) == pytest.approx(result.report["sparsity"])
+
+
+def test_the_runs_file_repeats_it(tmp_path: Path) -> None:
+    config = replace(QUICK, unit="row", sparsity=0.5, method="magnitude", seed=3)
+    first = train_run(config, tmp_path / "first")
+    second = train_run(load_config(tmp_path / "first/config.yaml"), tmp_path / "second")
+    assert same(tmp_path / "first", tmp_path / "second")
+    assert first.report == second.report
+    train_run(replace(config, seed=4), tmp_path / "other")
+    assert not same(tmp_path / "first", tmp_path / "other")
+
+
+def test_the_dense_twin_is_trained_once_and_does_not_touch_the_run(tmp_path: Path, cache: Path) -> None:
+    first = train_run(QUICK, tmp_path / "first")
+    stages: set[str] = set()
+    second = train_run(replace(QUICK, method="magnitude"), tmp_path / "second", progress=lambda p: stages.add(p.stage))
+    assert stages == {"sparse"}
+    assert len(list(cache.iterdir())) == 1
+    assert second.dense_test_accuracy == first.dense_test_accuracy
+    alone = train_run(replace(QUICK, dense_twin=False), tmp_path / "alone")
+    assert alone.dense_test_accuracy is None
+    assert same(tmp_path / "first", tmp_path / "alone")
+    assert abs(alone.dense_bytes - first.dense_bytes) < 0.1 * first.dense_bytes
+
+
+def test_a_damaged_twin_is_trained_anew(tmp_path: Path, cache: Path) -> None:
+    first = train_run(QUICK, tmp_path / "first")
+    (folder,) = cache.iterdir()
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    second = train_run(QUICK, tmp_path / "second")
+    assert second.dense_test_accuracy == first.dense_test_accuracy
+    assert setpoint.load(folder / "model.safetensors")
+    assert [path.name for path in cache.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unit": "2:4", "sparsity": None},
+        {"unit": "4x4", "scope": "uniform", "sparsity": 0.5},
+        {"hoyer": 0.7, "sparsity": None},
+        {"hoyer": 0.5, "sparsity": 0.8},
+        {"scope": {"fc1*": 0.9, "fc2*": 0.5}, "sparsity": None},
+        {"end": 1.0, "schedule": "linear", "optimizer": "sgd"},
+        {"lr_schedule": "constant", "optimizer": "adamw", "weight_decay": 0.1, "cost": "units"},
+        {"model": "convnet", "unit": "filter", "sparsity": 0.5, "scope": "erk", "epochs": 2},
+    ],
+)
+def test_whatever_is_asked_is_met(changes: dict[str, object], tmp_path: Path) -> None:
+    result = train_run(replace(QUICK, dense_twin=False, **changes), tmp_path / "run")
+    assert result.report["phase"] == "frozen"
+    if result.config.hoyer is not None:
+        assert result.report["hoyer"] >= result.config.hoyer - 1e-6
+    if result.config.sparsity is not None or result.config.hoyer is None:
+        assert result.report["exact"]
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    for number, name in enumerate(("dark", "light")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(12):
+            Image.new("RGB", (9, 9), (200 * number + index,) * 3).save(tmp_path / "pets" / name / f"{index}.png")
+    config = TrainConfig(data=str(tmp_path / "pets"), model="convnet", width=0.25, epochs=2, batch_size=4, sparsity=0.5)
+    result = train_run(config, tmp_path / "run")
+    assert (result.data, result.report["exact"]) == ("pets", True)
+    assert result.config.optimizer == "sgd"
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"run is there already: .*--resume.*--out"):
+        train_run(QUICK, tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        train_run(QUICK, tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    train_run(replace(QUICK, epochs=2, dense_twin=False), tmp_path / "empty")
+
+
+def test_what_cannot_be_done_leaves_no_folder_and_trains_no_twin(tmp_path: Path, cache: Path) -> None:
+    for wrong in ({"unit": "2:4", "sparsity": 0.9}, {"model": "nope"}, {"include": ("nope*",)}, {"batch_size": 10_000}):
+        with pytest.raises(ValueError, match=r"nope|at most"):
+            train_run(replace(QUICK, **wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not cache.exists()

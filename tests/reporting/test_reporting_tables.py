@@ -1,0 +1,130 @@
+"""Tables and numbers as people read them."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from setpoint.reporting import compare_table, group_runs, run_tables
+from setpoint.reporting.words import duration, percent, points, size
+
+
+def layer(name: str, kept: int, requested: float | None = None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "shape": [10, 100],
+        "units": 10,
+        "units_kept": kept // 100,
+        "params": 1000,
+        "params_kept": kept,
+        "requested": requested,
+        "sparsity": 1 - kept / 1000,
+    }
+
+
+def make_run(
+    method: str = "gsp", sparsity: float | None = 0.9, seed: int = 0, test: float = 0.95, dense: float | None = 0.97
+) -> dict[str, Any]:
+    kept = round(1000 * (1 - (sparsity or 0.5)))
+    config = {"model": "mlp", "data": "digits", "width": 1.0, "method": method, "options": {}, "sparsity": sparsity}
+    config |= {"hoyer": None, "unit": "weight", "scope": "global", "cost": "params", "seed": seed, "epochs": 9}
+    report = {"unit": "weight", "scope": "global", "cost": "params", "requested": sparsity or 1.0, "hoyer": None}
+    report |= {"achieved": 1 - kept / 1000, "sparsity": 1 - kept / 1000, "exact": True}
+    return {
+        "config": config,
+        "data": "digits",
+        "report": {**report, "layers": [layer("fc1.weight", kept), layer("a.very.long.name.of.a.layer", kept)]},
+        "parameters": 2100,
+        "parameters_kept": 2 * kept + 100,
+        "dense_validation_accuracy": dense,
+        "dense_test_accuracy": dense,
+        "validation_accuracy": test,
+        "test_accuracy": test,
+        "chosen_epoch": 7,
+        "bytes": 2_000,
+        "dense_bytes": 9_000,
+        "steps": 100,
+        "seconds": 65.0,
+        "steps_per_second": 12.3,
+    }
+
+
+def text(renderable: RenderableType, width: int = 110) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_runs_tables_say_what_was_asked_and_reached() -> None:
+    shown = text(run_tables(make_run()))
+    for words in (
+        "mlp on digits: gsp, unit weight, scope global, seed 0",
+        "90 % of the weights",
+        "90.0000 % (exact: yes)",
+        "97.00 % dense, 95.00 % sparse (-2.00 points)",
+        "300 of 2,100 (14.29 %)",
+        "9.0 kB dense, 2.0 kB sparse (4.5 times smaller)",
+        "7 of 9",
+        "1:05, 12 steps/s",
+        "200 / 2,000",
+    ):
+        assert words in shown
+
+
+def test_without_a_twin_there_is_nothing_to_compare_with() -> None:
+    assert "dense," not in text(run_tables(make_run(dense=None))).replace("kB dense,", "")
+
+
+def test_patterns_and_hoyer_sparsities_are_asked_for_in_words() -> None:
+    pattern = make_run(sparsity=None)
+    pattern["config"]["unit"] = pattern["report"]["unit"] = "2:4"
+    assert "all that 2:4 allows" in text(run_tables(pattern))
+    hoyer = make_run(sparsity=None)
+    hoyer["config"]["hoyer"], hoyer["report"]["hoyer"] = 0.8, 0.8
+    shown = text(run_tables(hoyer))
+    assert "average Hoyer sparsity 0.8" in shown
+    assert "Hoyer 0.800000, 50.00 % of the weights zero" in shown
+
+
+def test_units_are_counted_where_they_are_not_weights() -> None:
+    run = make_run()
+    assert "units kept" not in text(run_tables(run))
+    run["report"]["unit"] = "row"
+    assert "units kept" in text(run_tables(run))
+
+
+def test_seeds_are_taken_together_and_methods_kept_apart() -> None:
+    runs = [make_run(seed=seed, test=0.9 + 0.02 * seed) for seed in range(3)]
+    runs += [make_run("magnitude", seed=1), make_run(sparsity=0.8, dense=None)]
+    groups = group_runs(runs)
+    assert [(g.label, g.requested, g.runs) for g in groups] == [
+        ("gsp", "80 % of the weights", 1),
+        ("gsp", "90 % of the weights", 3),
+        ("magnitude", "90 % of the weights", 1),
+    ]
+    middle = groups[1]
+    assert (middle.test.mean, middle.test.low, middle.test.high) == pytest.approx((0.92, 0.9, 0.94))
+    assert groups[0].dense is None
+    shown = text(compare_table(groups))
+    assert "92.00 % (90.00-94.00)" in shown
+    assert "-5.00 pt" in shown
+
+
+def test_what_differs_besides_the_seed_is_in_the_label() -> None:
+    other = make_run()
+    other["config"]["unit"] = "row"
+    other["config"]["options"] = {"vectors": "row"}
+    assert [g.label for g in group_runs([make_run(), other])] == ["gsp, unit weight", "gsp, vectors=row, unit row"]
+
+
+def test_words() -> None:
+    assert (percent(None), percent(0.12345), points(0.01)) == ("-", "12.35 %", "+1.00 points")
+    assert [size(n) for n in (0, 999, 1000, 12_345_678, 3_000_000_000)] == [
+        "0 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "12.3 MB",
+        "3.00 GB",
+    ]
+    assert [duration(s) for s in (4.23, 185, 3723)] == ["4.2 s", "3:05", "1:02:03"]

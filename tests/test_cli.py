@@ -1,0 +1,158 @@
+"""The command: its options, its files and its errors."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from setpoint.cli import main
+from setpoint.cli_options import Given, merge, method_options
+from setpoint.recipes import TrainConfig, load_config
+
+QUICK = ["--epochs", "2", "--width", "0.25"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str) -> int:
+    """Run the command and return its exit status."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return int(end.value.code or 0)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a command which fails says."""
+    assert run(*arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    return err
+
+
+def test_train_report_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *QUICK) == 0
+    out = capsys.readouterr().out
+    assert "sparse:  frozen    epoch 2/2" in out
+    assert "90 % of the weights" in out
+    assert "(exact: yes)" in out
+    assert "fc1.weight" in out
+    assert run("train", *QUICK, "--out", "second", "--method", "magnitude") == 0
+    capsys.readouterr()
+
+    assert run("report", "runs/digits-mlp-gsp-0.9-seed0") == 0
+    assert capsys.readouterr().out in out
+    assert run("compare", "runs/digits-mlp-gsp-0.9-seed0", "second", "--out", "plot.png") == 0
+    table = capsys.readouterr().out
+    assert "gsp" in table
+    assert "magnitude" in table
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_every_field_is_an_option_but_the_methods_own() -> None:
+    assert {f.name for f in fields(Given)} | {"options"} == {f.name for f in fields(TrainConfig)}
+
+
+def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "epochs: 3\nwidth: 0.25\nseed: 5\nsparsity: 0.5\noptions: {vectors: row}\nbegin: 0\ndense_twin: false\n"
+    )
+    arguments = "--config mine.yaml --seed 7 --end 1.0 --no-augment --include fc1* --option scale-invariant=no"
+    assert run("train", "other", *arguments.split()) == 0
+    config = load_config(tmp_path / "other/config.yaml")
+    assert (config.epochs, config.sparsity, config.seed, config.include) == (3, 0.5, 7, ("fc1*",))
+    assert (repr(config.begin), repr(config.end), config.dense_twin) == ("0", "1.0", False)
+    assert config.options == {"vectors": "row", "scale_invariant": False}
+    assert not config.augment
+
+
+def test_a_methods_options() -> None:
+    assert method_options(["vectors=row", "scale-invariant=false", "level=1e1", "count=3", "name=a=b"]) == {
+        "vectors": "row",
+        "scale_invariant": False,
+        "level": "1e1",
+        "count": 3,
+        "name": "a=b",
+    }
+    base = {"method": "gsp", "options": {"vectors": "row"}}
+    assert merge(base, {"options": {"measure": "zeros"}})["options"] == {"vectors": "row", "measure": "zeros"}
+    assert "options" not in merge(base, {"method": "magnitude"})
+
+
+def test_resume_takes_the_folders_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "run", *QUICK, "--sparsity", "0.5") == 0
+    first = capsys.readouterr().out
+    assert run("train", "--resume", "--out", "run") == 0
+    assert capsys.readouterr().out in first
+    assert run("train", "run", "--resume", "--sparsity", "0.5") == 0
+    capsys.readouterr()
+    assert "sparsity=0.5, and sparsity=0.6 was asked" in complaint(
+        capsys, "train", "run", "--resume", "--sparsity", "0.6"
+    )
+    assert "run is there already" in complaint(capsys, "train", "run", *QUICK)
+    assert "no run to resume in nowhere" in complaint(capsys, "train", "nowhere", "--resume")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --data /no/such/folder", "unknown data set '/no/such/folder'; possible are digits"),
+        ("train --data .", "class folders; at least 2"),
+        ("train --model nope", "unknown model 'nope'; possible are mlp"),
+        ("train --method nope", "method='nope' is none of magnitude"),
+        ("train --option colour=red", "possible are: measure"),
+        ("train --option colour", "must be a key and a value"),
+        ("train --unit 2:4 --sparsity 0.9", "at most 0.5 is possible"),
+        ("train --nope 1", "Unknown option: --nope"),
+        ("train --epochs 1.5", "'1.5' is no whole number"),
+        ("train --sparsity 90", "sparsity=90.0 must lie strictly between 0 and 1"),
+        ("train --config missing.yaml", "missing.yaml"),
+        ("train --config wrong.yaml", "wrong.yaml: unknown key 'sparsty'"),
+        ("report missing", "missing has no report.json; it is no run's folder"),
+        ("report damaged", "is no report of a run"),
+        ("compare", "name the folders of the runs"),
+        ("destroy", "Unknown command"),
+    ],
+)
+def test_errors_are_one_line(arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wrong.yaml").write_text("sparsty: 0.9")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/report.json").write_text("{")
+    assert message in complaint(capsys, *arguments.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_debug_shows_where_an_error_comes_from() -> None:
+    with pytest.raises(ValueError, match="unknown model"):
+        main(["train", "--model", "nope", "--debug"])
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("setpoint.recipes.live._Lines.__call__", interrupt)
+        assert run("train", "run", *QUICK) == 130
+    assert "setpoint train --resume --out run" in capsys.readouterr().err
+    assert "is not finished: setpoint train --resume --out run" in complaint(capsys, "report", "run")
+    assert run("train", "--resume", "--out", "run") == 0
+    assert json.loads((tmp_path / "run/report.json").read_text())["report"]["exact"]
+
+
+def test_the_module_is_a_command() -> None:
+    command = [sys.executable, "-m", "setpoint", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.strip().count(".") == 2
