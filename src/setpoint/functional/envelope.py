@@ -4,13 +4,14 @@ With the norms `r_j` of the groups, costs `d_j` and quadratic weights `w_j`, the
 
     R(r) = 1/2 min { sum_j w_j r_j^2 / u_j  :  0 <= u_j <= 1,  sum_j d_j u_j <= k }      (0/0 = 0, r/0 = inf).
 
-With equal costs d and k/d an integer it is the convex envelope (biconjugate) of `1/2 sum_j w_j r_j^2` on the points whose
-support costs at most k; with other costs it is the envelope's linear relaxation, a lower bound of it. For `w = d = 1` it
-is half the squared k-support norm of the norms: from `1/2 (sum_j r_j)^2` at k = 1 to `1/2 sum_j r_j^2` at k = m.
+With equal costs d and k/d an integer it is the convex envelope (biconjugate) of `1/2 sum_j w_j r_j^2` on the points
+whose support costs at most k; with other costs it is the linear relaxation of that envelope, a lower bound of it. For
+`w = d = 1` it is half the squared k-support norm of the norms: from `1/2 (sum_j r_j)^2` at k = 1 to
+`1/2 sum_j r_j^2` at k = m.
 
 Sources: A. Beck, Y. Refael, "Sparse regularization via bidualization", 2022 (the sparse envelope); Y. Refael, I. Arbel,
-W. Huleihel, arXiv 2212.12921 (weighted group sparse envelope); A. Argyriou, R. Foygel, N. Srebro, "Sparse prediction with
-the k-support norm", NeurIPS 2012, section 2. The closed forms here were derived anew from the definition above.
+W. Huleihel, arXiv 2212.12921 (the weighted group sparse envelope); A. Argyriou, R. Foygel, N. Srebro, "Sparse
+prediction with the k-support norm", NeurIPS 2012. The closed forms were derived from the definition above.
 """
 
 from __future__ import annotations
@@ -53,20 +54,20 @@ def group_envelope(
 ) -> Tensor:
     """Value of the (weighted) group sparse envelope, in time linear in the number of groups.
 
-    With `c_j = r_j sqrt(w_j / d_j)` there is one threshold tau with `sum_j d_j min(1, c_j / tau) = k`. Over the groups S
-    with `c_j >= tau`, which cost D, and the others T,
+    With `c_j = r_j sqrt(w_j / d_j)` there is one threshold tau with `sum_j d_j min(1, c_j / tau) = k`. Over the groups
+    S with `c_j >= tau`, which cost D, and the others T,
 
         R = 1/2 [ sum_S w_j r_j^2 + (sum_T sqrt(w_j d_j) r_j)^2 / (k - D) ],
 
-    and `1/2 sum_j w_j r_j^2` where all groups that are not zero fit the budget. The value minus that sum is zero exactly
-    where they fit.
+    and `1/2 sum_j w_j r_j^2` where all groups that are not zero fit the budget. The value minus that sum is zero
+    exactly where they fit.
 
     Differentiable, twice almost everywhere: the gradient is `w_j r_j` on S and `tau sqrt(w_j d_j)` on T. At a norm of
     zero the subgradient 0 is answered, so that no gradient reaches the entries of a zero group.
 
     Args:
-        magnitudes: the groups' l2 norms, non-negative and finite (for groups of a single weight, their absolute values);
-            one tensor or a ragged sequence of tensors of any shape and device, which share the budget. Nothing large is
+        magnitudes: the groups' l2 norms, non-negative and finite (of single weights, the absolute values); one tensor
+            or a ragged sequence of tensors of any shape and device, which share the budget. Nothing large is
             concatenated or sorted; computed in float64.
         budget: the level k >= 0, in units of cost; it need not be an integer. At 0 the envelope is infinite wherever a
             group of positive cost and weight is not zero.
@@ -150,7 +151,7 @@ class Groups:
         if self.budget == 0.0:
             shares = [torch.zeros_like(r.score) for r in ramps]
         else:
-            found = crossing(ramps, self.budget)
+            found = crossing(ramps, self.budget, total)
             shares = [found.fractions(r) for r in ramps]
         return [u.masked_fill_(d == 0, 1.0) if bool((d == 0).any()) else u for u, d in zip(shares, self.costs)]
 

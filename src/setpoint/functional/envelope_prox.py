@@ -1,12 +1,12 @@
 """Proximal maps of the group sparse envelope, on the norms of the groups.
 
 Minimising `strength R(x) + 1/2 sum_j h_j |x_j - z_j|^2` over x for fixed u gives `x_j = z_j u_j / (u_j + rho_j)` with
-`rho_j = strength w_j / h_j`; the u that is then best is `clip(alpha c_j - rho_j, 0, 1)`, `c_j = |z_j| sqrt(w_j / d_j)`, where
-alpha spends the budget. So the groups of the largest norms are scaled by `1 / (1 + rho_j)`, and the others lose
-`(strength / h_j) sqrt(w_j d_j) / alpha` of their norm, down to exactly zero.
+`rho_j = strength w_j / h_j`; the u that is then best is `clip(alpha c_j - rho_j, 0, 1)`, where
+`c_j = |z_j| sqrt(w_j / d_j)` and alpha spends the budget. So the groups of the largest norms are scaled by
+`1 / (1 + rho_j)`, and the others lose `(strength / h_j) sqrt(w_j d_j) / alpha` of their norm, down to exactly zero.
 
-Sources: as in `setpoint.functional.envelope`; for the metric, J. Yun, A. C. Lozano, E. Yang, "Adaptive proximal gradient
-methods for structured neural networks" (ProxGen), NeurIPS 2021.
+Sources: as in `setpoint.functional.envelope`; for the metric, J. Yun, A. C. Lozano, E. Yang, "Adaptive proximal
+gradient methods for structured neural networks" (ProxGen), NeurIPS 2021.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def prox_group_envelope(
         u_j / (u_j + rho_j (1 - u_j)),    u_j = clip((alpha c_j - rho_j) / (1 - rho_j), 0, 1),
 
     where alpha makes `sum_j d_j u_j` the budget. The de-biased map is the proximal map of
-    `strength * (group_envelope - 1/2 sum_j w_j r_j^2)`, a penalty that is zero exactly where the budget is kept: groups
-    that stay whole are not shrunk at all (their factor is exactly 1), and points within the budget do not move. With one
-    rho for all groups it is `1 + rho'` times the plain map of strength `rho' = rho / (1 - rho)`. It runs from the identity
-    at strength 0 to the hard choice by `h_j r_j / sqrt(w_j d_j)` at `rho = 1`, where the group at the cut is kept in part
-    if it does not fit.
+    `strength * (group_envelope - 1/2 sum_j w_j r_j^2)`, a penalty that is zero exactly where the budget is kept:
+    groups that stay whole are not shrunk at all (their factor is exactly 1), and points within the budget do not move.
+    With one rho for all groups it is `1 + rho'` times the plain map of strength `rho' = rho / (1 - rho)`. It runs from
+    the identity at strength 0 to the hard choice by `h_j r_j / sqrt(w_j d_j)` at `rho = 1`, where the group at the cut
+    is kept in part if it does not fit.
 
     Groups that tie share one u: no strength parts them. Where all groups that are not zero fit the budget, the factors
     are `1 / (1 + rho_j)`, or 1 de-biased. At budget 0 they are 0. Scaling all magnitudes changes nothing. Takes time
@@ -114,9 +114,8 @@ def _factors(groups: Groups, offsets: Sequence[Tensor], debias: bool) -> list[Te
 
 
 def _factor(u: Tensor, rho: Tensor, debias: bool) -> Tensor:
-    loss = rho * (1.0 - u) if debias else rho
-    total = u + loss
-    return u / total.masked_fill(total == 0, 1.0)
+    total = torch.addcmul(u + rho, u, rho, value=-1.0) if debias else u + rho
+    return u.div_(total.masked_fill_(total == 0, 1.0))
 
 
 def _check_strength(strength: float, groups: Groups, metrics: Sequence[Tensor], debias: bool) -> None:

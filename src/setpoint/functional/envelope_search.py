@@ -1,9 +1,9 @@
 """Which fraction of each group the sparse envelope counts: one piecewise linear equation over all groups.
 
-Value and proximal maps of the envelope share it. Group j holds `u_j(alpha) = clip((alpha c_j - rho_j) / s_j, 0, 1)`, and
-alpha is where `sum_j d_j u_j(alpha)` meets the budget. The root finder narrows alpha down; groups that are zero, whole or
-linear between the two ends are then summed up once and left alone, so the work shrinks with the bracket. It ends when no
-kink is left inside, and interpolates: the fractions meet the budget to rounding, and ties share equally.
+Value and proximal maps of the envelope share it. Group j holds `u_j(alpha) = clip((alpha c_j - rho_j) / s_j, 0, 1)`,
+and alpha is where `sum_j d_j u_j(alpha)` meets the budget. The root finder narrows alpha down; groups that are zero,
+whole or linear between the two ends are then summed up once and left alone, so the work shrinks with the bracket. It
+ends when no kink is left inside, and interpolates: the fractions meet the budget to rounding, and ties share equally.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from setpoint.functional.root import monotone_root
 # Up to so many groups are brought together and searched on the CPU; from more, a sample gives the first bracket.
 _FEW = 32_768
 _SAMPLE = 8_192
+# Groups worked on at once on a CPU, so that a piece stays in its cache.
+_PIECE = 65_536
 # Evaluations between two reductions of the groups still searched, while there are many.
 _ROUND = 4
 # Where the cost is this near to the budget (relative), look for the ends of the linear piece ...
@@ -51,7 +53,8 @@ class Ramps:
 
     def total(self) -> float:
         """Cost of all groups that can be more than zero."""
-        return float(((self.score > 0) * self.cost).sum())
+        alive = self.score > 0
+        return float((alive * self.cost).sum()) if self.cost.ndim else int(alive.sum()) * float(self.cost)
 
     def spent(self, alpha: float) -> float:
         """Cost at alpha."""
@@ -71,6 +74,14 @@ class Ramps:
             return 0.0
         last = ((self.width + self.offset) / self.score).masked_fill_(self.score == 0, 0.0)
         return min(float(last.max()) * (1.0 + 1e-15), _HUGE)
+
+    def pieces(self) -> list[Ramps]:
+        """The groups in rows of a size that a CPU's cache can hold."""
+        if self.score.numel() <= _PIECE or self.score.device.type != "cpu":
+            return [self]
+        rows = self.score.flatten().split(_PIECE)
+        rest = (_split(t, self.score, len(rows)) for t in (self.offset, self.width, self.cost))
+        return [Ramps(*fields) for fields in zip(rows, *rest)]
 
     def picked(self, mask: Tensor) -> Ramps:
         """Some of the groups, in a row."""
@@ -110,17 +121,23 @@ class Crossing:
 
     def fractions(self, ramps: Ramps) -> Tensor:
         """The u of every group."""
-        low = ramps.fractions(self.lower)
-        return low if self.theta == 0.0 else torch.lerp(low, ramps.fractions(self.upper), self.theta)
+        pieces = ramps.pieces()
+        if len(pieces) == 1:
+            return self._of_piece(ramps)
+        return torch.cat([self._of_piece(piece) for piece in pieces]).view(ramps.score.shape)
+
+    def _of_piece(self, piece: Ramps) -> Tensor:
+        low = piece.fractions(self.lower)
+        return low if self.theta == 0.0 else low.lerp_(piece.fractions(self.upper), self.theta)
 
 
-def crossing(ramps: Sequence[Ramps], level: float) -> Crossing:
-    """Find where the cost of all groups is `level`, which lies between 0 and their total.
+def crossing(ramps: Sequence[Ramps], level: float, total: float) -> Crossing:
+    """Find where the cost of all groups is `level`, which lies between 0 and their total cost.
 
     Where the cost is flat at the level, a point of the flat piece is answered, so that whole groups are exactly 1 and
     the others exactly 0.
     """
-    search = _Search.of(ramps, level)
+    search = _Search.of(ramps, level, total)
     tolerance = _NEAR * level
     while search.count and math.nextafter(search.lower, math.inf) < search.upper:
         few = search.count <= _FEW
@@ -162,10 +179,11 @@ class _Search:
     snap: float
 
     @classmethod
-    def of(cls, ramps: Sequence[Ramps], level: float) -> _Search:
-        upper = max(r.end() for r in ramps)
-        search = cls(tuple(ramps), 0.0, upper, 0.0, 0.0, level, _NEAR * level)
-        return search.within(*_sampled_bracket(search)) if search.count > _FEW else search
+    def of(cls, ramps: Sequence[Ramps], level: float, total: float) -> _Search:
+        pieces = tuple(piece for r in ramps for piece in r.pieces())
+        upper = max(piece.end() for piece in pieces)
+        search = cls(pieces, 0.0, upper, 0.0, 0.0, level, _NEAR * level)
+        return search.within(*_sampled_bracket(search, total)) if search.count > _FEW else search
 
     @property
     def count(self) -> int:
@@ -231,18 +249,18 @@ class _Search:
         return Crossing(self.lower, self.upper, min(max(theta, 0.0), 1.0))
 
 
-def _sampled_bracket(search: _Search) -> tuple[float, float]:
+def _sampled_bracket(search: _Search, total: float) -> tuple[float, float]:
     """A narrow bracket guessed from an evenly spaced sample and confirmed on all groups."""
     lower, upper = search.lower, search.upper
     stride = max(1, search.count // _SAMPLE)
     sample = [r.sampled(stride) for r in search.ramps]
-    total = sum(r.total() for r in sample)
-    level = search.level * total / sum(r.total() for r in search.ramps)
+    sampled = sum(r.total() for r in sample)
+    level = search.level / total * sampled
     spread = 2.0 * math.sqrt(sum(float((r.cost.square() * (r.score > 0)).sum()) for r in sample))
     for guess in (level - spread, level + spread):
-        if not 0.0 < guess < total:
+        if not 0.0 < guess < sampled:
             continue
-        point = crossing(sample, guess).upper
+        point = crossing(sample, guess, sampled).upper
         if lower < point < upper:
             spent = sum(r.spent(point) for r in search.ramps)
             lower, upper = (point, upper) if spent < search.level else (lower, point)
@@ -251,3 +269,7 @@ def _sampled_bracket(search: _Search) -> tuple[float, float]:
 
 def _picked(values: Tensor, mask: Tensor) -> Tensor:
     return values[mask] if values.ndim else values
+
+
+def _split(values: Tensor, like: Tensor, count: int) -> Sequence[Tensor]:
+    return values.expand_as(like).flatten().split(_PIECE) if values.ndim else [values] * count
