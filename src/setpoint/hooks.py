@@ -48,7 +48,7 @@ class StepHooks:
         load: Callable[[dict[str, Any]], None],
         nonfinite: NonFinite = "skip",
     ) -> None:
-        check_optimizer(optimizer)
+        optimizer = checked_optimizer(optimizer)
         if nonfinite not in ("skip", "raise"):
             raise ValueError(f"nonfinite={nonfinite!r} is neither 'skip' nor 'raise'")
         self.skipped = 0
@@ -129,8 +129,15 @@ class StepHooks:
             self._load(states[self._key])
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
-    """Refuse what is no optimizer, and those that move the weights many times within one step."""
+def checked_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that takes the steps, inside the wrappers of training frameworks.
+
+    Raises:
+        TypeError: for what is no optimizer.
+        ValueError: for one that moves the weights many times within one step.
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", getattr(optimizer, "_optimizer", None)), Optimizer):
+        optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
     if isinstance(optimizer, LBFGS):
@@ -138,6 +145,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
             "optimizer LBFGS evaluates its closure many times within one step, moving weights that were removed in "
             "between; possible: SGD, Adam, AdamW and other optimizers that move the weights once a step"
         )
+    return optimizer
 
 
 def _finite(gradients: list[Tensor]) -> bool:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from setpoint.budget import Cost, Phase
+import torch
+from torch import Tensor
+
+from setpoint.budget import Budget, Cost, Phase
+from setpoint.units import Layer
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,14 @@ class LayerReport:
     params: int
     params_kept: int
     requested: float | None
+
+    @classmethod
+    def of(cls, layer: Layer, kept: Tensor, requested: float | None) -> LayerReport:
+        """Count in the parameter as it is now; `kept` says which units are left."""
+        parameter = layer.parameter
+        left = int(torch.count_nonzero(parameter))
+        counts = (kept.numel(), int(kept.sum()), parameter.numel(), left)
+        return cls(layer.name, tuple(parameter.shape), *counts, requested)
 
     @property
     def sparsity(self) -> float:
@@ -55,6 +69,20 @@ class BudgetReport:
     kept: float
     requested: float
     cheapest_gone: float | None
+
+    @classmethod
+    def of(cls, budget: Budget, layers: Sequence[Layer], kept: Sequence[Tensor]) -> BudgetReport:
+        """Add up what is left; `kept` says for all layers which units are."""
+        spent, cheapest = budget.fixed, math.inf
+        for i, costs in zip(budget.layers, budget.costs):
+            stays = kept[i].cpu()
+            cost = costs.expand(stays.shape)
+            spent += float(cost[stays].sum())
+            gone = cost[~stays & (cost > 0)]
+            cheapest = min(cheapest, float(gone.min()) if len(gone) else math.inf)
+        names = tuple(layers[i].name for i in budget.layers)
+        none_gone = math.isinf(cheapest)
+        return cls(names, budget.total, budget.kept, spent, budget.requested, None if none_gone else cheapest)
 
     @property
     def exact(self) -> bool:

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from setpoint.budget import Budget, Phase, Schedule, Scope, Target, allocate
 from setpoint.functional.bits import pack_bits, unpack_bits
-from setpoint.hooks import NonFinite, StepHooks, check_optimizer
+from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
 from setpoint.methods import Method, Units, make_method
 from setpoint.report import BudgetReport, LayerReport, Report
 from setpoint.units import Layer, Patterns, Unit, select, unit_name, unwrap
@@ -36,7 +36,8 @@ class Sparsifier:
 
     Args:
         model: any module; wrappers of `torch.compile` and DistributedDataParallel are seen through.
-        optimizer: holds the parameters to be made sparse. Its kind does not matter, except that LBFGS is refused.
+        optimizer: holds the parameters to be made sparse; wrappers of training frameworks are seen through. Its kind
+            does not matter, except that LBFGS is refused.
         method: a short name (`"gsp"`, `"magnitude"`) or an instance of a `setpoint.methods.Method`.
         target: `0.9` means that 90 % of the chosen weights go; `setpoint.Target` says anything else. May be left out
             for N:M patterns, which then go everywhere.
@@ -69,7 +70,7 @@ class Sparsifier:
         floor: int = 1,
         nonfinite: NonFinite = "skip",
     ) -> None:
-        check_optimizer(optimizer)
+        optimizer = checked_optimizer(optimizer)
         self.method = make_method(method)
         self.target = Target.of(target)
         self.timeline = (schedule or Schedule()).timeline(steps)
@@ -165,18 +166,10 @@ class Sparsifier:
             steps=self.timeline.steps,
             phase=self.phase,
             layers=tuple(
-                LayerReport(
-                    layer.name,
-                    tuple(layer.parameter.shape),
-                    kept.numel(),
-                    int(kept.sum()),
-                    layer.parameter.numel(),
-                    int(torch.count_nonzero(layer.parameter)),
-                    own.get(i) if has_budget else None,
-                )
+                LayerReport.of(layer, kept, own.get(i) if has_budget else None)
                 for i, (layer, kept) in enumerate(zip(self._layers, kept_units))
             ),
-            budgets=tuple(self._budget_report(b, kept_units) for b in self._budgets),
+            budgets=tuple(BudgetReport.of(b, self._layers, kept_units) for b in self._budgets),
             left_dense=dict(self._left),
             hoyer=self._hoyer(),
             skipped_steps=self._hooks.skipped,
@@ -278,18 +271,6 @@ class Sparsifier:
         layer, gone = self._layers[index], self._gone[index]
         there = layer.parameter != 0 if gone is None or not self._frozen else ~gone
         return layer.partition.magnitudes(there.to(torch.float32)) > 0
-
-    def _budget_report(self, budget: Budget, kept_units: Sequence[Tensor]) -> BudgetReport:
-        kept, cheapest = budget.fixed, None
-        for i, costs in zip(budget.layers, budget.costs):
-            stays = kept_units[i].cpu()
-            cost = costs.expand(stays.shape)
-            kept += float(cost[stays].sum())
-            gone = cost[~stays & (cost > 0)]
-            if len(gone):
-                cheapest = min(float(gone.min()), cheapest or float("inf"))
-        names = tuple(self._layers[i].name for i in budget.layers)
-        return BudgetReport(names, budget.total, budget.kept, kept, budget.requested, cheapest)
 
     def _hoyer(self) -> float | None:
         if self.target is None or self.target.hoyer is None:

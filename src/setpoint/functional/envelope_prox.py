@@ -114,7 +114,7 @@ def _factors(groups: Groups, offsets: Sequence[Tensor], debias: bool) -> list[Te
 
 
 def _factor(u: Tensor, rho: Tensor, debias: bool) -> Tensor:
-    total = torch.addcmul(u + rho, u, rho, value=-1.0) if debias else u + rho
+    total = torch.addcmul(u, rho, 1.0 - u) if debias else u + rho
     return u.div_(total.masked_fill_(total == 0, 1.0))
 
 

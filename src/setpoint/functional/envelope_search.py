@@ -79,7 +79,7 @@ class Ramps:
         """The groups in rows of a size that a CPU's cache can hold."""
         if self.score.numel() <= _PIECE or self.score.device.type != "cpu":
             return [self]
-        rows = self.score.flatten().split(_PIECE)
+        rows = torch.split(self.score.flatten(), _PIECE)
         rest = (_split(t, self.score, len(rows)) for t in (self.offset, self.width, self.cost))
         return [Ramps(*fields) for fields in zip(rows, *rest)]
 
@@ -272,4 +272,4 @@ def _picked(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _split(values: Tensor, like: Tensor, count: int) -> Sequence[Tensor]:
-    return values.expand_as(like).flatten().split(_PIECE) if values.ndim else [values] * count
+    return torch.split(values.expand_as(like).flatten(), _PIECE) if values.ndim else [values] * count

@@ -11,16 +11,14 @@ and answers `sign(x_i) (a_i'u_i) u_i`. One multiplier mu decides all: `u_i` is p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import overload
 
 import torch
 from torch import Tensor
 
+from setpoint.functional.gsp_vectors import TIE, Vectors
 from setpoint.functional.root import monotone_root
 
-# Peaks this near to one another (relative) are treated as equal: no double-precision mu separates them reliably.
-_TIE = 1e-12
 # Accepted error in the average sparsity.
 _TOLERANCE = 1e-10
 
@@ -99,7 +97,7 @@ def gsp_factors(
     Returns:
         A float64 matrix of factors for each matrix, or None where its rows stay as they are.
     """
-    members = [_Vectors.of(r, None if weights is None else weights[i], scale_invariant) for i, r in enumerate(rows)]
+    members = [Vectors.of(r, None if weights is None else weights[i], scale_invariant) for i, r in enumerate(rows)]
     active = [m for m in members if m is not None]
     count = sum(m.count for m in active)
     level = count * (1.0 - sparsity)
@@ -118,148 +116,27 @@ def gsp_factors(
 
 def mean_hoyer(rows: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> float:
     """Average Hoyer sparsity of all rows of at least two entries; 1 if there is none."""
-    members = [_Vectors.of(r, None if weights is None else weights[i], False) for i, r in enumerate(rows)]
+    members = [Vectors.of(r, None if weights is None else weights[i], False) for i, r in enumerate(rows)]
     active = [m for m in members if m is not None]
     count = sum(m.count for m in active)
     return 1.0 - _excess(active, 0.0)[0] / count if count else 1.0
 
 
-@dataclass(frozen=True)
-class _Vectors:
-    """Vectors of one length: each scaled to a peak of 1, so that squares neither overflow nor vanish.
-
-    `threshold` is what one unit of mu subtracts from the scaled entries, `beta` what one unit of a unit vector's
-    (weighted) l1 norm adds to the average, both as columns.
-    """
-
-    entries: Tensor
-    threshold: Tensor
-    beta: Tensor
-    weights: Tensor | None
-
-    @classmethod
-    def of(cls, rows: Tensor, weights: Tensor | None, scale_invariant: bool) -> _Vectors | None:
-        count, length = rows.shape
-        if count == 0 or length < 2:
-            return None
-        entries = rows.to(torch.float64)
-        peak = entries.amax(1, keepdim=True)
-        scale = peak.masked_fill(peak == 0, 1.0)
-        entries = entries / scale
-        if weights is None:
-            beta = torch.full_like(peak, 1.0 / (length**0.5 - 1.0))
-        else:
-            weights = weights.to(torch.float64)
-            slack = torch.linalg.vector_norm(weights, dim=1, keepdim=True) - weights.amin(1, keepdim=True)
-            # All weight on one entry: the measure is 0/0, the vector takes no part (as if of length one).
-            beta = (1.0 / slack).masked_fill(slack <= 0, 0.0)
-        if scale_invariant:
-            norm = torch.linalg.vector_norm(entries, dim=1, keepdim=True)
-            threshold = beta * norm.masked_fill(norm == 0, 1.0)
-        else:
-            threshold = beta / scale
-        return cls(entries, threshold, beta, weights)
-
-    @property
-    def count(self) -> int:
-        return int((self.beta > 0).sum())
-
-    def shrunk(self, mu: float) -> Tensor:
-        """(a - tau)_+ in scaled entries."""
-        tau = self.threshold * mu
-        return (self.entries - (tau if self.weights is None else tau * self.weights)).clamp_min_(0.0)
-
-    def excess(self, mu: float) -> tuple[Tensor, Tensor]:
-        """`beta (w'u - min w)` of each vector and its derivative in mu (zero where one entry is left)."""
-        v = self.shrunk(mu)
-        square = v.square().sum(1, keepdim=True)
-        if self.weights is None:
-            total, active = v.sum(1, keepdim=True), (v > 0).sum(1, keepdim=True)
-            least = torch.ones_like(square)
-        else:
-            total = (self.weights * v).sum(1, keepdim=True)
-            active = (self.weights.square() * (v > 0)).sum(1, keepdim=True)
-            least = self.weights.amin(1, keepdim=True)
-        alone = square == 0
-        root = square.masked_fill(alone, 1.0).sqrt()
-        ratio = torch.where(alone, self._last_weight(mu, v) if self.weights is not None else least, total / root)
-        slope = -(self.threshold * self.beta) * (active * square - total.square()) / root.pow(3)
-        return self.beta * (ratio - least).clamp_min(0.0), slope.masked_fill(alone, 0.0).clamp_max(0.0)
-
-    def _last_weight(self, mu: float, v: Tensor) -> Tensor:
-        """Weight of the one entry that is left once all are below their thresholds."""
-        assert self.weights is not None
-        return self.weights.gather(1, self._last(mu, v))
-
-    def _last(self, mu: float, v: Tensor) -> Tensor:
-        tau = self.threshold * mu
-        gain = self.entries - (tau if self.weights is None else tau * self.weights)
-        zero = self.entries.amax(1, keepdim=True) == 0
-        if self.weights is not None:  # a vector of zeros counts as sparsity 1
-            gain = torch.where(zero, -self.weights, gain)
-        return gain.argmax(1, keepdim=True)
-
-    def factors(self, mu: float) -> Tensor:
-        """The projection divided by the input, entry by entry."""
-        v = self.shrunk(mu)
-        square = v.square().sum(1, keepdim=True)
-        alone = square == 0
-        gain = (self.entries * v).sum(1, keepdim=True) / square.masked_fill(alone, 1.0)
-        out = v * gain / self.entries.masked_fill(self.entries == 0, 1.0)
-        last = torch.zeros_like(out).scatter_(1, self._last(mu, v), 1.0)
-        return torch.where(self.beta > 0, torch.where(alone, last, out), torch.ones_like(out))
-
-    def peak_factors(self) -> Tensor:
-        """The limit of sparsity 1: the entry of least weight, among those the first of largest size, stays alone."""
-        order = self.entries
-        if self.weights is not None:
-            order = order.masked_fill(self.weights > self.weights.amin(1, keepdim=True), -1.0)
-        alone = torch.zeros_like(self.entries).scatter_(1, order.argmax(1, keepdim=True), 1.0)
-        return torch.where(self.beta > 0, alone, torch.ones_like(alone))
-
-    def peaks(self) -> Tensor:
-        """mu at which the last entry of each vector meets its threshold (infinite where a weight of 0 forbids it)."""
-        slope = self.threshold if self.weights is None else self.threshold * self.weights
-        at = torch.where(self.entries > 0, self.entries / slope, torch.zeros_like(self.entries))
-        return at.amax(1, keepdim=True).masked_fill(self.beta == 0, 0.0)
-
-    def tied(self, lower: float, upper: float) -> tuple[Tensor, Tensor]:
-        """Vectors whose tied last entries vanish between two values of mu, and which entries those are."""
-        slope = self.threshold if self.weights is None else self.threshold * self.weights
-        at = torch.where(self.entries > 0, self.entries / slope, torch.zeros_like(self.entries))
-        peak = self.peaks()
-        entries = (at >= peak * (1.0 - _TIE)) & (self.entries > 0)
-        inside = (peak >= lower * (1.0 - _TIE)) & (peak <= upper * (1.0 + _TIE)) & (self.beta > 0)
-        return inside & (entries.sum(1, keepdim=True) > 1), entries
-
-    def arc(self, entries: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The unit vectors between all tied entries and the first one of least weight.
-
-        Returns the two ends `w_T/|w_T|` and `e`, the largest `w'u` on the arc, `|w_T|`, and the least, `w_e`.
-        """
-        weights = torch.ones_like(self.entries) if self.weights is None else self.weights
-        inside = weights * entries
-        norm = torch.linalg.vector_norm(inside, dim=1, keepdim=True)
-        first = inside.masked_fill(~entries, torch.inf).argmin(1, keepdim=True)
-        corner = torch.zeros_like(inside).scatter_(1, first, 1.0)
-        return inside / norm.masked_fill(norm == 0, 1.0), corner, norm, inside.gather(1, first)
-
-
-def _excess(active: Sequence[_Vectors], mu: float) -> tuple[float, float]:
+def _excess(active: Sequence[Vectors], mu: float) -> tuple[float, float]:
     """Sum over all vectors of `1 - sparsity`, and its derivative in mu."""
     parts = [m.excess(mu) for m in active]
     return sum(float(e.sum()) for e, _ in parts), sum(float(s.sum()) for _, s in parts)
 
 
-def _guess(active: Sequence[_Vectors]) -> float:
+def _guess(active: Sequence[Vectors]) -> float:
     """First point of the search: the middle of the thresholds' range, where Newton's steps are of use."""
     scale = max(float((m.entries.mean(1, keepdim=True) / m.threshold.clamp_min(1e-300)).mean()) for m in active)
     return 0.5 * scale
 
 
-def _upper_end(active: Sequence[_Vectors], level: float) -> float:
+def _upper_end(active: Sequence[Vectors], level: float) -> float:
     peaks = torch.cat([m.peaks().flatten() for m in active])
-    upper = float(peaks[peaks.isfinite()].max()) * (1.0 + _TIE)
+    upper = float(peaks[peaks.isfinite()].max()) * (1.0 + TIE)
     # Beyond the last peak the weighted problem still drifts towards entries of less weight.
     for _ in range(1000):
         if _excess(active, upper)[0] <= level:
@@ -268,7 +145,7 @@ def _upper_end(active: Sequence[_Vectors], level: float) -> float:
     return upper
 
 
-def _filled(members: Sequence[_Vectors | None], lower: float, upper: float, level: float) -> list[Tensor | None]:
+def _filled(members: Sequence[Vectors | None], lower: float, upper: float, level: float) -> list[Tensor | None]:
     """The optimum inside a jump: tied entries share one fraction of the way from all of them to the first.
 
     Where the jump is not one of ties (weighted vectors past their last peak), the sparser side is taken.
@@ -292,19 +169,8 @@ def _filled(members: Sequence[_Vectors | None], lower: float, upper: float, leve
             out.append(None)
             continue
         which, entries = tie
-        out.append(torch.where(which, _arc_factors(m, entries, theta), m.factors(upper)))
+        out.append(torch.where(which, m.arc_factors(entries, theta), m.factors(upper)))
     return out
-
-
-def _arc_factors(m: _Vectors, entries: Tensor, theta: float) -> Tensor:
-    """Factors of the point on the arc whose `w'u` lies a fraction theta above the least."""
-    flat, corner, most, least = m.arc(entries)
-    cosine = ((least + theta * (most - least)) / most.masked_fill(most == 0, 1.0)).clamp(max=1.0)
-    tilt = (least / most.masked_fill(most == 0, 1.0)).clamp(max=1.0)
-    across = (corner - tilt * flat) / (1.0 - tilt.square()).clamp_min(1e-300).sqrt()
-    unit = (cosine * flat + (1.0 - cosine.square()).sqrt() * across).clamp_min(0.0)
-    gain = (m.entries * unit).sum(1, keepdim=True)
-    return gain * unit / m.entries.masked_fill(m.entries == 0, 1.0)
 
 
 def _check_sparsity(sparsity: float) -> None:

@@ -41,8 +41,8 @@ def hoyer(vectors: Tensor, dim: Dim = None, weights: Tensor | None = None) -> Te
     zero = norm == 0
     if weights is None:
         ratio = scaled.abs().sum(dims) / norm.masked_fill(zero, 1.0)
-        largest, least = length**0.5, 1.0
-        return ((largest - ratio) / (largest - least)).masked_fill(zero, 1.0)
+        root = float(length) ** 0.5
+        return ((root - ratio) / (root - 1.0)).masked_fill(zero, 1.0)
     spread = weights.to(scaled.dtype).expand_as(scaled)
     ratio = (spread * scaled.abs()).sum(dims) / norm.masked_fill(zero, 1.0)
     top: Tensor = torch.linalg.vector_norm(spread, dim=dims)
