@@ -6,8 +6,8 @@ H. Yang, W. Wen, H. Li, "DeepHoyer", ICLR 2020, equations 2 and 5 (Hoyer-Square 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def hoyer(vectors: Tensor, dim: Dim = None, weights: Tensor | None = None) -> Te
         ValueError: if the vectors have fewer than two entries, for which the measure is undefined.
     """
     dims = _dims(vectors, dim)
-    length = prod(vectors.shape[d] for d in dims)
+    length = math.prod(vectors.shape[d] for d in dims)
     if length < 2:
         raise ValueError(f"Hoyer sparsity needs vectors of at least 2 entries, not {length} (shape {_shape(vectors)})")
     scaled = _unit_peak(vectors, dims)
@@ -41,7 +41,7 @@ def hoyer(vectors: Tensor, dim: Dim = None, weights: Tensor | None = None) -> Te
     zero = norm == 0
     if weights is None:
         ratio = scaled.abs().sum(dims) / norm.masked_fill(zero, 1.0)
-        root = float(length) ** 0.5
+        root = math.sqrt(length)
         return ((root - ratio) / (root - 1.0)).masked_fill(zero, 1.0)
     spread = weights.to(scaled.dtype).expand_as(scaled)
     ratio = (spread * scaled.abs()).sum(dims) / norm.masked_fill(zero, 1.0)

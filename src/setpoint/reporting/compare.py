@@ -73,7 +73,8 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     traits = [name for name in _TRAITS if len({str(run["config"][name]) for run in runs}) > 1]
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        groups[_label(run, traits), requested(run)].append(run)
+        # Weights are what is asked for unless something else is said.
+        groups[_label(run, traits), requested(run).removesuffix(" of the weights")].append(run)
     found = [_group(label, asked, members) for (label, asked), members in groups.items()]
     return sorted(found, key=lambda group: (group.label, group.sparsity.mean))
 
