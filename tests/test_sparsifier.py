@@ -218,12 +218,12 @@ def test_one_shot_cuts_at_the_end_only(method):
 def test_gsp_removes_more_and_more_before_the_cut():
     model, opt, batch = build("mlp")
     sparsifier = setpoint.Sparsifier(model, opt, method="gsp", target=0.8, steps=100)
-    train(model, opt, batch, 69)
+    train(model, opt, batch, 49)
     share = float(
         torch.cat([model.get_parameter(n).detach().abs().flatten() for n in sparsifier.masks]).lt(1e-2).float().mean()
     )
     assert share > 0.5
-    train(model, opt, batch, 1, start=69)
+    train(model, opt, batch, 1, start=49)
     assert sparsifier.phase == "frozen"
 
 
@@ -266,7 +266,7 @@ def test_zeros_are_in_the_models_own_parameters():
 @pytest.mark.parametrize("method", ["magnitude", "gsp"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("unit", ["weight", "row", "2:4"])
-@pytest.mark.parametrize("cut", [1, 7, 13, 14, 17])
+@pytest.mark.parametrize("cut", [1, 6, 9, 10, 17])
 def test_resumed_run_ends_in_the_same_bits(tmp_path, method, optimizer, unit, cut):
     def fresh():
         model, opt, batch = build("mlp", optimizer)

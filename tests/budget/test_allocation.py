@@ -104,7 +104,7 @@ def test_timeline_phases_and_updates():
 
 
 def test_default_interval_makes_about_a_hundred_updates():
-    assert Schedule().timeline(10_000).interval == 60
+    assert Schedule().timeline(10_000).interval == 40
     assert Schedule().timeline(50).interval == 1
 
 

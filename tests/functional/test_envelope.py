@@ -284,6 +284,21 @@ def test_limits_of_the_strength(debias):
         assert torch.allclose(huge * (1 + 1e9), top)
 
 
+@pytest.mark.parametrize("count", [9, 40_000])
+def test_the_hard_choice_is_greedy_with_one_group_in_part(count):
+    generator = torch.Generator().manual_seed(1)
+    r = 10.0 ** (-12 * torch.rand(count, generator=generator, dtype=torch.float64))
+    d = 10.0 ** (12 * torch.rand(count, generator=generator, dtype=torch.float64))
+    level = 0.3 * float(d.sum())
+    order = (r / d.sqrt()).argsort(descending=True)
+    want = torch.empty_like(r)
+    want[order] = ((level - d[order].cumsum(0) + d[order]) / d[order]).clamp(0, 1)
+    got = prox_group_envelope(r, level, 1.0, d, debias=True)
+    assert int(((want > 0) & (want < 1)).sum()) == 1
+    assert torch.allclose(got * d, want * d, rtol=0, atol=1e-9 * level)
+    assert torch.equal(got > 0, want > 0)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(norm, min_size=1, max_size=8), st.floats(0.1, 9), st.floats(0.001, 0.99))
 def test_the_de_biased_map_is_the_rescaled_plain_one(values, level, strength):

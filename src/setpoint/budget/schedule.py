@@ -26,7 +26,7 @@ class Schedule:
 
     shape: Shape = "cubic"
     begin: int | float = 0.1
-    end: int | float = 0.7
+    end: int | float = 0.5
     interval: int | None = None
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from setpoint.functional.envelope import Groups, PerTensor, per_tensor
 # Slack on the largest strength of the de-biased map, for strengths computed as a quotient.
 _SLACK = 1e-12
 # Stands for a ramp of no width.
-_STEP = 1e-300
+_STEP = 1e-200
 
 
 @overload
@@ -91,7 +91,7 @@ def prox_group_envelope(
 
     Returns:
         Factors in [0, 1], shaped as the magnitudes and of their dtype (float32 for half precision). Groups that go have
-        factor exactly 0.
+        factor exactly 0. What a group of norm 0 is given has no effect: 0, or the factor of a whole group.
 
     Raises:
         ValueError: for magnitudes, costs, weights or a metric that are NaN, infinite or out of range, or that do not

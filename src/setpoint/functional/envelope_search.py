@@ -37,9 +37,7 @@ class Ramps:
 
     Attributes:
         score: c >= 0; groups of score 0 stay at 0.
-        offset: rho >= 0, like the others below a number or one value a group.
-        width: s > 0.
-        cost: d >= 0, of a whole group.
+        offset, width, cost: rho >= 0, s > 0 and d >= 0, each a number or one value a group.
     """
 
     score: Tensor
@@ -68,12 +66,19 @@ class Ramps:
         spent, steep = torch.stack([(u * self.cost).sum(), slope]).tolist()
         return spent, steep
 
-    def end(self) -> float:
-        """An alpha at which every group is whole (or as near as doubles go)."""
-        if not self.score.numel():
-            return 0.0
+    def ends(self) -> tuple[float, float]:
+        """An alpha at which every group is still zero, and one at which all are whole (or as near as doubles go)."""
+        if not bool((self.score > 0).any()):
+            return math.inf, 0.0
         last = ((self.width + self.offset) / self.score).masked_fill_(self.score == 0, 0.0)
-        return min(float(last.max()) * (1.0 + 1e-15), _HUGE)
+        first, last = torch.stack([self.offset.min() / self.score.max(), last.max()]).tolist()
+        return first * (1.0 - 1e-15), min(last * (1.0 + 1e-15), _HUGE)
+
+    def unclipped(self) -> tuple[float, float]:
+        """Slope of the cost in alpha and what is taken off it, were no group clipped."""
+        rate, alive = self.cost / self.width, self.score > 0
+        slope, offset = torch.stack([(self.score * rate).sum(), (alive * (self.offset * rate)).sum()]).tolist()
+        return slope, offset
 
     def pieces(self) -> list[Ramps]:
         """The groups in rows of a size that a CPU's cache can hold."""
@@ -103,8 +108,8 @@ class Ramps:
         linear = (low >= 0) & (high <= self.width) & ~whole
         rest = (high > 0) & ~whole & ~linear
         rate = self.cost / self.width
-        sums = [(whole * self.cost).sum(), (low.mul_(rate) * linear).sum(), (high.mul_(rate) * linear).sum()]
-        spent, below, above = torch.stack(sums).tolist()
+        at_ends = [lifted.masked_fill_(~linear, 0.0).mul_(rate).sum() for lifted in (low, high)]
+        spent, below, above = torch.stack([(whole * self.cost).sum(), *at_ends]).tolist()
         return spent, below, above, rest
 
     def _lifted(self, alpha: float) -> Tensor:
@@ -138,6 +143,7 @@ def crossing(ramps: Sequence[Ramps], level: float, total: float) -> Crossing:
     the others exactly 0.
     """
     search = _Search.of(ramps, level, total)
+    start = search.guess() if 0 < search.count <= _FEW else None
     tolerance = _NEAR * level
     while search.count and math.nextafter(search.lower, math.inf) < search.upper:
         few = search.count <= _FEW
@@ -148,6 +154,7 @@ def crossing(ramps: Sequence[Ramps], level: float, total: float) -> Crossing:
             search.upper,
             level=-search.level,
             tolerance=tolerance,
+            start=start,
             max_evaluations=200 if few else _ROUND,
         )
         if root.converged and (tolerance == 0.0 or search.excess(root.x)[1] == 0.0):
@@ -156,7 +163,7 @@ def crossing(ramps: Sequence[Ramps], level: float, total: float) -> Crossing:
         if lower == upper:
             return Crossing(lower, upper, 0.0)
         search = search.within(lower, upper)
-        tolerance = 0.0 if root.converged else tolerance
+        start, tolerance = None, 0.0 if root.converged else tolerance
     return search.interpolated()
 
 
@@ -181,9 +188,10 @@ class _Search:
     @classmethod
     def of(cls, ramps: Sequence[Ramps], level: float, total: float) -> _Search:
         pieces = tuple(piece for r in ramps for piece in r.pieces())
-        upper = max(piece.end() for piece in pieces)
-        search = cls(pieces, 0.0, upper, 0.0, 0.0, level, _NEAR * level)
-        return search.within(*_sampled_bracket(search, total)) if search.count > _FEW else search
+        first, last = zip(*(piece.ends() for piece in pieces))
+        search = cls(pieces, min(min(first), max(last)), max(last), 0.0, 0.0, level, _NEAR * level)
+        many = search.count > _FEW and search.lower < search.upper
+        return search.within(*_sampled_bracket(search, total)) if many else search
 
     @property
     def count(self) -> int:
@@ -200,6 +208,11 @@ class _Search:
         flat = slope == 0.0 and abs(spent - self.level) <= self.snap
         return (-self.level, 0.0) if flat else (-spent, -slope)
 
+    def guess(self) -> float:
+        """Where the level would be met, were no group clipped."""
+        lines = [r.unclipped() for r in self.ramps]
+        return (self.level + sum(offset for _, offset in lines)) / (sum(slope for slope, _ in lines) or 1.0)
+
     def around(self, x: float, lower: float, upper: float) -> tuple[float, float]:
         """Ends close to x with the level between them; twice the same where a flat piece meets the level."""
         for point in (x * (1.0 - _PROBE), x * (1.0 + _PROBE)):
@@ -212,27 +225,16 @@ class _Search:
 
     def within(self, lower: float, upper: float) -> _Search:
         """Narrow the bracket and sum up what has no kink in it."""
-        width = self.upper - self.lower
-        rise = (self.above - self.below) / width
-        below, above, level = (
-            self.below + rise * (lower - self.lower),
-            self.above - rise * (self.upper - upper),
-            self.level,
-        )
-        left = []
+        rise = (self.above - self.below) / (self.upper - self.lower or 1.0)
+        below = self.below + rise * (lower - self.lower)
+        above = self.above - rise * (self.upper - upper)
+        level, left = self.level, []
         for ramps in self.ramps:
             spent, low, high, rest = ramps.decided(lower, upper)
             below, above, level = below + low, above + high, level - spent
             left.append(ramps.picked(rest))
-        return replace(
-            self,
-            ramps=tuple(r for r in left if r.score.numel()),
-            lower=lower,
-            upper=upper,
-            below=below,
-            above=above,
-            level=level,
-        )
+        kinked = tuple(r for r in left if r.score.numel())
+        return _Search(kinked, lower, upper, below, above, level, self.snap)
 
     def merged(self) -> _Search:
         """Bring the few groups left together on the CPU."""
@@ -253,17 +255,18 @@ def _sampled_bracket(search: _Search, total: float) -> tuple[float, float]:
     """A narrow bracket guessed from an evenly spaced sample and confirmed on all groups."""
     lower, upper = search.lower, search.upper
     stride = max(1, search.count // _SAMPLE)
-    sample = [r.sampled(stride) for r in search.ramps]
-    sampled = sum(r.total() for r in sample)
+    few = [r.sampled(stride) for r in search.ramps]
+    sampled = sum(r.total() for r in few)
     level = search.level / total * sampled
-    spread = 2.0 * math.sqrt(sum(float((r.cost.square() * (r.score > 0)).sum()) for r in sample))
-    for guess in (level - spread, level + spread):
-        if not 0.0 < guess < sampled:
-            continue
-        point = crossing(sample, guess, sampled).upper
-        if lower < point < upper:
-            spent = sum(r.spent(point) for r in search.ramps)
-            lower, upper = (point, upper) if spent < search.level else (lower, point)
+    spread = 2.0 * math.sqrt(sum(float((r.cost.square() * (r.score > 0)).sum()) for r in few))
+    sample = replace(search, ramps=tuple(few), level=level).merged()
+    for guess in (max(level - spread, 0.25 * level), min(level + spread, 0.75 * sampled + 0.25 * level)):
+        root = monotone_root(
+            sample.excess, search.lower, search.upper, level=-guess, tolerance=spread / 4, start=sample.guess()
+        )
+        if lower < root.x < upper:
+            spent = sum(r.spent(root.x) for r in search.ramps)
+            lower, upper = (root.x, upper) if spent < search.level else (lower, root.x)
     return lower, upper
 
 

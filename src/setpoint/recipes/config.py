@@ -68,8 +68,8 @@ class TrainConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     schedule: Shape = "cubic"
-    begin: int | float = 0.1
-    end: int | float = 0.7
+    begin: int | float = Schedule.begin
+    end: int | float = Schedule.end
     interval: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
