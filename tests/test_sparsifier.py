@@ -245,7 +245,7 @@ def test_freeze_by_hand_ends_the_phase_early_and_is_idempotent():
 def test_momentum_of_what_is_gone_is_forgotten():
     model, opt, batch = build("mlp", "adamw")
     sparsifier = setpoint.Sparsifier(model, opt, target=0.7, steps=STEPS)
-    train(model, opt, batch, 14)
+    train(model, opt, batch, 10)
     for name, mask in sparsifier.masks.items():
         state = opt.state[model.get_parameter(name)]
         assert not bool((state["exp_avg"][~mask] != 0).any())
@@ -429,3 +429,37 @@ def test_distributed_wrapper_is_seen_through(tmp_path):
         assert sparsifier.report().exact
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_run_that_is_forgotten_frees_its_parameters():
+    model, opt, batch = build("mlp")
+    setpoint.Sparsifier(model, opt, target=0.5, steps=STEPS)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)  # the first optimizer, and its run, are gone
+    sparsifier = setpoint.Sparsifier(model, opt, target=0.7, steps=STEPS)
+    train(model, opt, batch, STEPS)
+    assert sparsifier.report().exact
+
+
+def test_layers_that_no_glob_names_stay_dense_and_are_reported():
+    model, opt, batch = build("mlp")
+    sparsifier = setpoint.Sparsifier(model, opt, scope={"2.*": 0.5}, steps=STEPS)
+    train(model, opt, batch, STEPS)
+    assert set(sparsifier.masks) == {"2.weight"}
+    assert set(sparsifier.report().left_dense) == {"0.weight", "4.weight"}
+    assert all(bool((model[i].weight != 0).all()) for i in (0, 4))
+
+
+def test_wrapped_optimizers_are_seen_through():
+    class Wrapper:
+        """As training frameworks wrap one: steps go to the optimizer inside."""
+
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        def __getattr__(self, name):
+            return getattr(self.optimizer, name)
+
+    model, opt, batch = build("mlp")
+    sparsifier = setpoint.Sparsifier(model, Wrapper(opt), target=0.5, steps=STEPS)
+    train(model, Wrapper(opt), batch, STEPS)
+    assert sparsifier.report().exact

@@ -167,24 +167,22 @@ class Report:
         return out
 
     def __str__(self) -> str:
-        width = max(len("layer"), *(len(layer.name) for layer in self.layers))
-        lines = [
-            f"{self.method}, {self.target}, unit {self.unit}, scope {self.scope}: "
-            f"step {self.step} of {self.steps}, {self.phase}",
-            f"{'layer':<{width}}  {'units kept':>21}  {'weights kept':>21}  {'requested':>9}  {'zeros':>8}",
-        ]
-        for layer in self.layers:
-            asked = "" if layer.requested is None else f"{layer.requested:.2%}"
-            lines.append(
-                f"{layer.name:<{width}}  {layer.units_kept:>10,} {layer.units:>10,}  "
-                f"{layer.params_kept:>10,} {layer.params:>10,}  {asked:>9}  {layer.sparsity:>8.2%}"
-            )
-        units, kept = sum(la.units for la in self.layers), sum(la.units_kept for la in self.layers)
-        lines.append(
-            f"{'all':<{width}}  {kept:>10,} {units:>10,}  {self.params_kept:>10,} {self.params:>10,}  "
-            f"{self.requested:>9.2%}  {self.sparsity:>8.2%}"
-        )
+        rows = [("layer", "units kept", "weights kept", "requested", "zeros")]
+        for la in self.layers:
+            asked = "" if la.requested is None else f"{la.requested:.2%}"
+            kept = _of(la.units_kept, la.units), _of(la.params_kept, la.params)
+            rows.append((la.name, *kept, asked, f"{la.sparsity:.2%}"))
+        units = _of(sum(la.units_kept for la in self.layers), sum(la.units for la in self.layers))
+        weights = _of(self.params_kept, self.params)
+        rows.append(("all", units, weights, f"{self.requested:.2%}", f"{self.sparsity:.2%}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        title = f"{self.method}, {self.target}, unit {self.unit}, scope {self.scope}"
+        lines = [f"{title}: step {self.step:,} of {self.steps:,}, {self.phase}"]
+        lines += ["  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))]) for r in rows]
         if self.hoyer is not None:
             lines.append(f"average Hoyer sparsity {self.hoyer:.6f}")
-        lines += [f"left dense: {name}, {reason}" for name, reason in self.left_dense.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"left dense: {name}, {reason}" for name, reason in self.left_dense.items())])
+
+
+def _of(kept: int, total: int) -> str:
+    return f"{kept:,} / {total:,}"

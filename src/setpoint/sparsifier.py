@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -75,9 +76,10 @@ class Sparsifier:
         self.target = Target.of(target)
         self.timeline = (schedule or Schedule()).timeline(steps)
         selection = select(unwrap(model), optimizer, unit, include, exclude)
-        self._unit, self._scope, self._left = unit_name(unit), scope, selection.left
         budgets = allocate(selection.layers, self.target, scope, floor)
         self._layers, self._budgets = _in_budgets(selection.layers, budgets)
+        unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
+        self._unit, self._scope, self._left = unit_name(unit), scope, selection.left | unnamed
         self.method.check(self._layers, self.target)
         self._optimizer = optimizer
         self._step = 0
@@ -158,7 +160,7 @@ class Sparsifier:
         has_budget = self.target is None or self.target.has_budget or not isinstance(self._scope, str)
         return Report(
             method=self.method.name,
-            target="all that the pattern allows" if self.target is None else str(self.target),
+            target=self._target_in_words(),
             unit=self._unit,
             scope=self._scope if isinstance(self._scope, str) else "by name",
             cost="params" if self.target is None else self.target.counted,
@@ -272,6 +274,13 @@ class Sparsifier:
         there = layer.parameter != 0 if gone is None or not self._frozen else ~gone
         return layer.partition.magnitudes(there.to(torch.float32)) > 0
 
+    def _target_in_words(self) -> str:
+        if self.target is not None:
+            return str(self.target)
+        if isinstance(self._scope, str):
+            return "all that the pattern allows"
+        return ", ".join(f"{glob}: {100 * sparsity:.6g} % go" for glob, sparsity in self._scope.items())
+
     def _hoyer(self) -> float | None:
         if self.target is None or self.target.hoyer is None:
             return None
@@ -288,15 +297,22 @@ def _in_budgets(layers: Sequence[Layer], budgets: Sequence[Budget]) -> tuple[tup
 
 
 def _claim(owner: Sparsifier, layers: Sequence[Layer]) -> None:
+    if any(_is_held(layer) for layer in layers):
+        # A run that nobody refers to any more may only wait for the collector: it and its optimizer form a cycle.
+        gc.collect()
     for layer in layers:
-        other = _HELD.get(layer.parameter)  # type: ignore[no-untyped-call]
-        if other is not None and other() is not None:
+        if _is_held(layer):
             raise ValueError(
                 f"parameter {layer.name!r} is already held by another Sparsifier: leave it out by exclude=, or call "
                 "remove() on the other first"
             )
     for layer in layers:
         _HELD[layer.parameter] = weakref.ref(owner)
+
+
+def _is_held(layer: Layer) -> bool:
+    other = _HELD.get(layer.parameter)  # type: ignore[no-untyped-call]
+    return other is not None and other() is not None
 
 
 def _clear_state(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:

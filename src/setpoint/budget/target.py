@@ -69,12 +69,18 @@ class Target:
     def __str__(self) -> str:
         parts = []
         if self.sparsity is not None:
-            parts.append(f"{self.sparsity:.4%} of the {self.cost} gone")
+            parts.append(f"{_percent(self.sparsity)} of the {self.cost} go")
         amounts = {name: getattr(self, name) for name in get_args(Cost) if getattr(self, name) is not None}
-        parts += [f"{v} {n} kept" if isinstance(v, int) else f"{v:.4%} of the {n} kept" for n, v in amounts.items()]
+        parts += [
+            f"{v} {n} kept" if isinstance(v, int) else f"{_percent(v)} of the {n} kept" for n, v in amounts.items()
+        ]
         if self.hoyer is not None:
             parts.append(f"Hoyer sparsity {self.hoyer:g}")
         return ", ".join(parts)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.6g} %"
 
 
 def _check_fraction(name: str, value: float | None) -> None:
