@@ -183,6 +183,16 @@ def test_compiled_models(when):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_a_compiled_submodule_keeps_its_plain_names():
+    model, _, batch = build("mlp")
+    model[2] = torch.compile(model[2], backend="eager")
+    opt = torch.optim.SGD(model.parameters(), lr=0.05)
+    sparsifier = setpoint.Sparsifier(model, opt, target=0.8, steps=STEPS, include="2.*")
+    train(model, opt, batch, STEPS)
+    assert set(sparsifier.masks) == {"2.weight"}
+    assert sparsifier.report().exact
+
+
 def test_compiled_model_is_compiled_once():
     counter = torch._dynamo.testing.CompileCounter()
     model, opt, batch = build("mlp")

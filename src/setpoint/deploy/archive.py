@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from setpoint.deploy.container import ArchiveError, read_container, write_container
 from setpoint.deploy.index import Entry, decode_state, describe, dump_index, encode_state, memory, parse_index
 from setpoint.deploy.words import to_words
+from setpoint.units import plain_name, unwrap
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_COMPILED = "_orig_mod."
 _LISTED = 8
 
 
@@ -53,7 +53,7 @@ def save(
         TypeError: If the metadata are not strings.
     """
     path = Path(path)
-    state = _state(_unwrap(model)) if isinstance(model, nn.Module) else dict(model)
+    state = _state(unwrap(model)) if isinstance(model, nn.Module) else dict(model)
     notes = json.dumps(_check_strings(metadata or {}))
     for name, tensor in state.items():
         _check_storable(name, tensor, path)
@@ -96,11 +96,11 @@ def load(
     index = parse_index(container.metadata["index"])
     if model is None:
         return decode_state(container, index, torch.device(device))
-    inner = _unwrap(model)
+    inner = unwrap(model)
     _check_fit(index, inner, container.path)
     state = decode_state(container, index, torch.device("cpu"))
     _check_ties(state, inner, Path(path))
-    inner.load_state_dict({name: state[_plain(name)] for name in inner.state_dict()})
+    inner.load_state_dict({name: state[plain_name(name)] for name in inner.state_dict()})
     return model
 
 
@@ -114,24 +114,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return cast("dict[str, str]", json.loads(read_container(Path(path)).metadata["metadata"]))
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
-    """The user's model inside `torch.compile` and data-parallel wrappers."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = cast(nn.Module, model._orig_mod)
-        else:
-            return model
-
-
-def _plain(name: str) -> str:
-    """A name without the traces of submodules that were compiled on their own."""
-    return name.replace(_COMPILED, "")
-
-
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {_plain(name): tensor for name, tensor in model.state_dict().items()}
+    return {plain_name(name): tensor for name, tensor in model.state_dict().items()}
 
 
 def _check_strings(metadata: Mapping[str, str]) -> dict[str, str]:

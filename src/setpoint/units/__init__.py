@@ -1,8 +1,9 @@
 """What becomes zero together: partitions of parameters into units."""
 
 from setpoint.units.layout import Layout
+from setpoint.units.names import plain_name, unwrap
 from setpoint.units.partition import NM, Blocks, Partition, Slices, Unit, VectorKind, partition, unit_name
-from setpoint.units.select import Layer, Patterns, Selection, select, unwrap
+from setpoint.units.select import Layer, Patterns, Selection, select
 
 __all__ = [
     "NM",
@@ -16,6 +17,7 @@ __all__ = [
     "Unit",
     "VectorKind",
     "partition",
+    "plain_name",
     "select",
     "unit_name",
     "unwrap",

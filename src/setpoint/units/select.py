@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from setpoint.units.layout import Layout
+from setpoint.units.names import plain_name
 from setpoint.units.partition import Partition, Unit, partition, unit_name
 
 Patterns = str | Iterable[str] | None
@@ -31,17 +32,6 @@ class Selection:
 
     layers: tuple[Layer, ...]
     left: dict[str, str]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` and `DistributedDataParallel`, whose parameters carry the plain names."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def select(
@@ -112,7 +102,7 @@ def _names(model: nn.Module) -> dict[nn.Parameter, list[str]]:
     """All names of each parameter, the first first."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
+        names.setdefault(parameter, []).append(plain_name(name))
     return names
 
 
