@@ -29,7 +29,7 @@ WAYS = [{}, {"foreach": True}, {"fused": True}]
 
 @pytest.mark.parametrize("way", WAYS, ids=["plain", "foreach", "fused"])
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=[k for k, _ in KINDS])
-@pytest.mark.parametrize("method", ["magnitude", "gsp"])
+@pytest.mark.parametrize("method", ["magnitude", "gsp", "wgsef"])
 def test_optimizers(method, kind, options, way):
     if kind == "rmsprop" and "fused" in way:
         pytest.skip("torch has no fused RMSprop")
@@ -214,7 +214,7 @@ def test_phases_and_boundaries():
     assert [s for _, s in seen] == [0, 0, 0, 0, 0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.6]
 
 
-@pytest.mark.parametrize("method", ["magnitude", "gsp"])
+@pytest.mark.parametrize("method", ["magnitude", "gsp", "wgsef"])
 def test_one_shot_cuts_at_the_end_only(method):
     model, opt, batch = build("mlp")
     schedule = setpoint.Schedule("one-shot", end=15)
@@ -273,7 +273,7 @@ def test_zeros_are_in_the_models_own_parameters():
     assert not any(isinstance(m, nn.utils.parametrize.ParametrizationList) for m in model.modules())
 
 
-@pytest.mark.parametrize("method", ["magnitude", "gsp"])
+@pytest.mark.parametrize("method", ["magnitude", "gsp", "wgsef"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("unit", ["weight", "row", "2:4"])
 @pytest.mark.parametrize("cut", [1, 6, 9, 10, 17])
@@ -342,7 +342,7 @@ def test_two_sparsifiers_share_an_optimizer_but_no_parameter():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("method", ["magnitude", "gsp"])
+@pytest.mark.parametrize("method", ["magnitude", "gsp", "wgsef"])
 def test_other_dtypes(dtype, method):
     model, _, batch = build("mlp")
     model = model.to(dtype)

@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from setpoint.budget import Budget, Phase, Schedule, Scope, Target, allocate
 from setpoint.functional.bits import pack_bits, unpack_bits
+from setpoint.geometry import proximal_geometry
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
 from setpoint.methods import Method, Units, make_method
 from setpoint.report import BudgetReport, LayerReport, Report
@@ -80,7 +81,7 @@ class Sparsifier:
         self._layers, self._budgets = _in_budgets(selection.layers, budgets)
         unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
         self._unit, self._scope, self._left = unit_name(unit), scope, selection.left | unnamed
-        self.method.check(self._layers, self.target)
+        self.method.check(self._layers, self.target, optimizer)
         self._optimizer = optimizer
         self._step = 0
         self._frozen = False
@@ -127,7 +128,7 @@ class Sparsifier:
             return
         kept: dict[int, Tensor] = {}
         for budget in self._budgets:
-            kept |= zip(budget.layers, self.method.keep(self._units(budget, 1.0)))
+            kept |= zip(budget.layers, self.method.keep(self._units(budget, last=True)))
         for i, layer in enumerate(self._layers):
             factors = kept[i].to(torch.float32)
             gone = layer.partition.expand(factors, layer.parameter) == 0
@@ -233,9 +234,8 @@ class Sparsifier:
             self._hold()
 
     def _update(self) -> None:
-        ramp = self.timeline.ramp(self._step)
         for budget in self._budgets:
-            for i, factors in zip(budget.layers, self.method.factors(self._units(budget, ramp))):
+            for i, factors in zip(budget.layers, self.method.factors(self._units(budget))):
                 self._scale(i, factors)
                 if factors is not None and self.method.holds:
                     layer = self._layers[i]
@@ -248,7 +248,7 @@ class Sparsifier:
                 layer.parameter.masked_fill_(gone, 0.0)
         if self._frozen and self.method.settles(self.target):
             for budget in self._budgets:
-                for i, factors in zip(budget.layers, self.method.settle(self._units(budget, 1.0))):
+                for i, factors in zip(budget.layers, self.method.settle(self._units(budget, last=True))):
                     self._scale(i, factors)
 
     def _scale(self, index: int, factors: Tensor | None) -> None:
@@ -257,7 +257,8 @@ class Sparsifier:
             spread = layer.partition.expand(factors, layer.parameter)
             layer.parameter.mul_(spread.to(layer.parameter.dtype))
 
-    def _units(self, budget: Budget, ramp: float) -> Units:
+    def _units(self, budget: Budget, *, last: bool = False) -> Units:
+        """What a method sees of one budget now, or as if the sparsify phase were over."""
         layers = [self._layers[i] for i in budget.layers]
         magnitudes = tuple(layer.partition.magnitudes(layer.parameter.detach()) for layer in layers)
         for layer, m in zip(layers, magnitudes):
@@ -266,8 +267,19 @@ class Sparsifier:
                     f"parameter {layer.name!r} holds NaN or infinite values at step {self._step}: training has "
                     "diverged, the masks are as before"
                 )
-        names, partitions = tuple(la.name for la in layers), tuple(la.partition for la in layers)
-        return Units(names, partitions, magnitudes, budget, ramp, self.target)
+        line = self.timeline
+        return Units(
+            names=tuple(la.name for la in layers),
+            partitions=tuple(la.partition for la in layers),
+            magnitudes=magnitudes,
+            budget=budget,
+            target=self.target,
+            ramp=1.0 if last else line.ramp(self._step),
+            progress=1.0 if last else line.progress(self._step),
+            share=line.interval / (line.end - line.begin),
+            elapsed=line.interval,
+            geometry=lambda: [proximal_geometry(self._optimizer, la.parameter, la.partition) for la in layers],
+        )
 
     def _kept_units(self, index: int) -> Tensor:
         layer, gone = self._layers[index], self._gone[index]
@@ -284,7 +296,7 @@ class Sparsifier:
     def _hoyer(self) -> float | None:
         if self.target is None or self.target.hoyer is None:
             return None
-        values = [(len(b.layers), self.method.measured(self._units(b, 1.0)) or 0.0) for b in self._budgets]
+        values = [(len(b.layers), self.method.measured(self._units(b, last=True)) or 0.0) for b in self._budgets]
         return sum(n * v for n, v in values) / sum(n for n, _ in values)
 
 

@@ -83,8 +83,10 @@ class Timeline:
         """Whether the units are worked on right after this step."""
         return self.begin < step < self.end and (step - self.begin) % self.interval == 0
 
+    def progress(self, step: int) -> float:
+        """How much of the sparsify phase has passed after `step` steps, in [0, 1]."""
+        return min(max((step - self.begin) / (self.end - self.begin), 0.0), 1.0)
+
     def ramp(self, step: int) -> float:
         """How much of the way the budget has moved after `step` steps."""
-        if step <= self.begin:
-            return 0.0
-        return self.schedule.ramp((step - self.begin) / (self.end - self.begin))
+        return 0.0 if step <= self.begin else self.schedule.ramp(self.progress(step))

@@ -4,5 +4,14 @@ from setpoint.methods.base import Method, Units
 from setpoint.methods.gsp import GroupedSparseProjection
 from setpoint.methods.magnitude import Magnitude
 from setpoint.methods.registry import make_method, method_names
+from setpoint.methods.wgsef import GroupSparseEnvelope
 
-__all__ = ["GroupedSparseProjection", "Magnitude", "Method", "Units", "make_method", "method_names"]
+__all__ = [
+    "GroupSparseEnvelope",
+    "GroupedSparseProjection",
+    "Magnitude",
+    "Method",
+    "Units",
+    "make_method",
+    "method_names",
+]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from setpoint.budget import Budget, Target
 from setpoint.functional import project_budget
@@ -24,16 +25,24 @@ class Units:
         partitions: how each parameter falls into units.
         magnitudes: of each parameter's units, shaped as the partition's counts.
         budget: which the units share.
-        ramp: how much of the way from everything to the target the run has gone, in [0, 1].
         target: what the user asked for.
+        ramp: how much of the way from everything to the target the budget has gone, in [0, 1].
+        progress: how much of the sparsify phase has passed, in [0, 1].
+        share: how much of the phase one update stands for.
+        elapsed: optimizer steps between two updates.
+        geometry: answers, layer by layer, the optimizer's step size and metric (`setpoint.geometry`).
     """
 
     names: tuple[str, ...]
     partitions: tuple[Partition, ...]
     magnitudes: tuple[Tensor, ...]
     budget: Budget
-    ramp: float
     target: Target | None
+    ramp: float
+    progress: float
+    share: float
+    elapsed: int
+    geometry: Callable[[], list[tuple[float, Tensor | None]]]
 
     @property
     def room(self) -> float:
@@ -58,7 +67,7 @@ class Method(ABC):
     # Whether units that were removed stay at zero until the next update, rather than being free to grow back.
     holds: ClassVar[bool] = False
 
-    def check(self, layers: Sequence[Layer], target: Target | None) -> None:
+    def check(self, layers: Sequence[Layer], target: Target | None, optimizer: Optimizer) -> None:
         """Refuse what the method cannot do, before the run.
 
         Raises:

@@ -7,10 +7,12 @@ from importlib.metadata import entry_points
 from setpoint.methods.base import Method
 from setpoint.methods.gsp import GroupedSparseProjection
 from setpoint.methods.magnitude import Magnitude
+from setpoint.methods.wgsef import GroupSparseEnvelope
 
 _METHODS: dict[str, type[Method]] = {
     "magnitude": Magnitude,
     "gsp": GroupedSparseProjection,
+    "wgsef": GroupSparseEnvelope,
 }
 
 

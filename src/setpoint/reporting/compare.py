@@ -107,15 +107,17 @@ def _group(label: str, asked: str, members: Sequence[Run]) -> RunGroup:
 
 def compare_table(groups: Sequence[RunGroup]) -> Table:
     """Show groups of runs, one a row; over several seeds the mean, with the least and the greatest."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", overflow="fold")
-    table.add_column("requested")
-    for name in ("runs", "zeros", "test accuracy", "dense", "vs dense", "on disk"):
-        table.add_column(name, justify="right", no_wrap=name != "test accuracy")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("method", min_width=10, overflow="fold")
+    table.add_column("asked")
+    for name in ("runs", "zeros", "accuracy", "dense", "points", "on disk"):
+        table.add_column(name, justify="right", no_wrap=True)
     for group in groups:
         dense = "-" if group.dense is None else percent(group.dense.mean)
-        difference = "-" if group.dense is None else f"{100 * (group.test.mean - group.dense.mean):+.2f} pt"
-        figures = (percent(group.sparsity.mean), str(group.test), dense, difference, size(group.bytes))
+        difference = "-" if group.dense is None else f"{100 * (group.test.mean - group.dense.mean):+.2f}"
+        # The range below the mean: the rows fit a terminal of 80 columns.
+        test = str(group.test).replace(" (", "\n(")
+        figures = (percent(group.sparsity.mean), test, dense, difference, size(group.bytes))
         table.add_row(group.label, group.requested, str(group.runs), *figures)
     return table
 
