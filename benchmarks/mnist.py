@@ -24,6 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("magnitude", {}),
     "gsp": ("gsp", {}),
+    "wgsef": ("wgsef", {}),
     "gsp-paper-map": ("gsp", {"debias": False}),
 }
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.weak import WeakIdKeyDictionary
 
-from setpoint.budget import Budget, Phase, Schedule, Scope, Target, allocate
+from setpoint.budget import Budget, Phase, Schedule, Scope, Target, allocate, in_budgets
+from setpoint.claims import claim, release
 from setpoint.functional.bits import pack_bits, unpack_bits
 from setpoint.geometry import proximal_geometry
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
 from setpoint.methods import Method, Units, make_method
 from setpoint.report import BudgetReport, LayerReport, Report
 from setpoint.units import Layer, Patterns, Unit, select, unit_name, unwrap
-
-# Which run holds a parameter: two would undo one another's zeros.
-_HELD = WeakIdKeyDictionary()
 
 
 class Sparsifier:
@@ -78,16 +71,17 @@ class Sparsifier:
         self.timeline = (schedule or Schedule()).timeline(steps)
         selection = select(unwrap(model), optimizer, unit, include, exclude)
         budgets = allocate(selection.layers, self.target, scope, floor)
-        self._layers, self._budgets = _in_budgets(selection.layers, budgets)
+        self._layers, self._budgets = in_budgets(selection.layers, budgets)
         unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
         self._unit, self._scope, self._left = unit_name(unit), scope, selection.left | unnamed
         self.method.check(self._layers, self.target, optimizer)
         self._optimizer = optimizer
         self._step = 0
         self._frozen = False
+        self._zeros_at_update = 0.0
         # What is zero: fixed once frozen; before that, what a method holds at zero until its next update.
         self._gone: list[Tensor | None] = [None] * len(self._layers)
-        _claim(self, self._layers)
+        claim(self, self._layers)
         self._hooks = StepHooks(
             optimizer,
             after=self._advance,
@@ -106,6 +100,14 @@ class Sparsifier:
     def phase(self) -> Phase:
         """`"dense"`, `"sparsify"` or `"frozen"`."""
         return "frozen" if self._frozen else self.timeline.phase(self._step)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros in the chosen parameters, as the last update or the final cut left them.
+
+        Between updates, methods that let units grow back may have fewer; `report()` counts what is there now.
+        """
+        return self._zeros() if self._frozen else self._zeros_at_update
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -150,8 +152,7 @@ class Sparsifier:
     def remove(self) -> None:
         """Let go of the optimizer and the parameters. The model stays as it is; zeros are no longer held."""
         self._hooks.remove()
-        for layer in self._layers:
-            _HELD.pop(layer.parameter, None)  # type: ignore[no-untyped-call]
+        release(self._layers)
 
     @torch.no_grad()
     def report(self) -> Report:
@@ -184,6 +185,7 @@ class Sparsifier:
             "asked": self._asked(),
             "step": self._step,
             "frozen": self._frozen,
+            "zeros_at_update": self._zeros_at_update,
             "gone": {la.name: pack_bits(g) for la, g in zip(self._layers, self._gone) if g is not None},
         }
 
@@ -202,6 +204,7 @@ class Sparsifier:
                 )
         gone = [self._unpack(layer, state["gone"].get(layer.name)) for layer in self._layers]
         self._gone, self._step, self._frozen = gone, int(state["step"]), bool(state["frozen"])
+        self._zeros_at_update = float(state["zeros_at_update"])
 
     def _unpack(self, layer: Layer, packed: Tensor | None) -> Tensor | None:
         if packed is None:
@@ -240,6 +243,12 @@ class Sparsifier:
                 if factors is not None and self.method.holds:
                     layer = self._layers[i]
                     self._gone[i] = layer.partition.expand(factors, layer.parameter) == 0
+
+        self._zeros_at_update = self._zeros()
+
+    def _zeros(self) -> float:
+        entries = sum(la.parameter.numel() for la in self._layers)
+        return 1.0 - sum(int(torch.count_nonzero(la.parameter)) for la in self._layers) / entries
 
     def _hold(self) -> None:
         """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors."""
@@ -298,33 +307,6 @@ class Sparsifier:
             return None
         values = [(len(b.layers), self.method.measured(self._units(b, last=True)) or 0.0) for b in self._budgets]
         return sum(n * v for n, v in values) / sum(n for n, _ in values)
-
-
-def _in_budgets(layers: Sequence[Layer], budgets: Sequence[Budget]) -> tuple[tuple[Layer, ...], tuple[Budget, ...]]:
-    """Keep the layers that hold or share a budget, and count them anew."""
-    used = sorted({i for b in budgets for i in b.layers})
-    place = {old: new for new, old in enumerate(used)}
-    moved = tuple(replace(b, layers=tuple(place[i] for i in b.layers)) for b in budgets)
-    return tuple(layers[i] for i in used), moved
-
-
-def _claim(owner: Sparsifier, layers: Sequence[Layer]) -> None:
-    if any(_is_held(layer) for layer in layers):
-        # A run that nobody refers to any more may only wait for the collector: it and its optimizer form a cycle.
-        gc.collect()
-    for layer in layers:
-        if _is_held(layer):
-            raise ValueError(
-                f"parameter {layer.name!r} is already held by another Sparsifier: leave it out by exclude=, or call "
-                "remove() on the other first"
-            )
-    for layer in layers:
-        _HELD[layer.parameter] = weakref.ref(owner)
-
-
-def _is_held(layer: Layer) -> bool:
-    other = _HELD.get(layer.parameter)  # type: ignore[no-untyped-call]
-    return other is not None and other() is not None
 
 
 def _clear_state(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:

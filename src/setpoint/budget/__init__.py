@@ -1,7 +1,7 @@
 """Costs, targets, scopes and schedules: who may keep how much, and when."""
 
 from setpoint.budget.schedule import Phase, Schedule, Timeline
-from setpoint.budget.scope import Budget, Scope, allocate, erk_densities, unit_costs
+from setpoint.budget.scope import Budget, Scope, allocate, erk_densities, in_budgets, unit_costs
 from setpoint.budget.target import Cost, Target
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "Timeline",
     "allocate",
     "erk_densities",
+    "in_budgets",
     "unit_costs",
 ]

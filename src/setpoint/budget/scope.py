@@ -90,6 +90,14 @@ def allocate(
     return (_join(each, target.kept(total), 1.0 - target.kept(total) / total),)
 
 
+def in_budgets(layers: Sequence[Layer], budgets: Sequence[Budget]) -> tuple[tuple[Layer, ...], tuple[Budget, ...]]:
+    """The layers that hold or share a budget, and the budgets with their positions among these."""
+    used = sorted({i for b in budgets for i in b.layers})
+    place = {old: new for new, old in enumerate(used)}
+    moved = tuple(replace(b, layers=tuple(place[i] for i in b.layers)) for b in budgets)
+    return tuple(layers[i] for i in used), moved
+
+
 @dataclass(frozen=True)
 class _Part:
     """One layer's share of the accounts."""

@@ -137,15 +137,15 @@ class Fit:
             self.standing.best = Best(epoch, accuracy, weights)
 
     def _zeros(self) -> tuple[float, float | None]:
-        """Zeros now, and what the budget asks for now."""
+        """Zeros as the last update left them, and what the budget asks for now."""
         sparsifier = self.parts.sparsifier
         if sparsifier is None:
             return 0.0, 0.0
-        report = sparsifier.report()
+        budgets = sparsifier.report().budgets
         if sparsifier.target is not None and not sparsifier.target.has_budget and self.parts.config.scope == "global":
-            return report.sparsity, None
-        asked = 1.0 - sum(b.budget for b in report.budgets) / sum(b.total for b in report.budgets)
-        return report.sparsity, asked * sparsifier.timeline.ramp(sparsifier.step)
+            return sparsifier.sparsity, None
+        asked = 1.0 - sum(b.budget for b in budgets) / sum(b.total for b in budgets)
+        return sparsifier.sparsity, asked * sparsifier.timeline.ramp(sparsifier.step)
 
     @property
     def _step_number(self) -> int:

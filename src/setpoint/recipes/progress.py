@@ -19,7 +19,7 @@ class EpochRow:
         train_loss: mean over the epoch's batches.
         validation_loss: mean over the validation examples.
         validation_accuracy: fraction of the validation examples.
-        sparsity: fraction of the sparse layers' entries that are zero.
+        sparsity: fraction of the sparse layers' entries that the last update left zero.
         requested: fraction of their cost that the budget asks to be gone by now; None where there is no budget.
         seconds: since the run began, interruptions not counted.
     """

@@ -70,7 +70,7 @@ def _sparsity(axes: Any, rows: Rows) -> None:
     asked = [row for row in rows if row["requested"] is not None]
     if asked:
         axes.plot(*_series(asked, "requested"), color=ORANGE, linewidth=3.5, alpha=0.6, label="asked for by now")
-    axes.plot(*_series(rows, "sparsity"), color=INK, linewidth=1.4, label="zeros in the weights")
+    axes.plot(*_series(rows, "sparsity"), color=INK, linewidth=1.4, label="zeros at the last update")
     axes.set_ylabel("sparsity", fontsize=10)
     axes.set_ylim(-0.02, 1.2)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
