@@ -32,7 +32,7 @@ def minimiser(unit):
     envelope = sum(cvxpy.quad_over_lin(e, shares[g]) for g, e in enumerate(entries)) / 2
     loss = cvxpy.sum_squares(inputs @ weight.T - targets) / (2 * len(inputs))
     bounds = [shares <= 1, shares >= 0, cvxpy.sum(shares) <= level(unit)]
-    tolerances = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
+    tolerances = {"tol_gap_abs": 1e-9, "tol_gap_rel": 1e-9, "tol_feas": 1e-9}
     cvxpy.Problem(cvxpy.Minimize(loss + STRENGTH * envelope), bounds).solve(solver=cvxpy.CLARABEL, **tolerances)
     return torch.tensor(weight.value)
 
@@ -52,11 +52,14 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("unit", ["row", "weight"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# Whole units under Adam are refused: see below.
+PAIRS = [
+    (n, u) for n in OPTIMIZERS for u in ("row", "weight") if u == "weight" or n not in ("adam", "amsgrad", "adamw")
+]
+
+
+@pytest.mark.parametrize(("name", "unit"), PAIRS)
 def test_convex_form_converges_to_the_minimiser(name, unit):
-    if unit == "row" and name in ("adam", "amsgrad", "adamw"):
-        pytest.skip("refused: see below")
     inputs, targets = (torch.tensor(a) for a in problem())
     torch.manual_seed(0)
     model = nn.Linear(4, 6, bias=False, dtype=torch.float64)

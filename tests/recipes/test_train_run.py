@@ -77,7 +77,7 @@ def test_metrics_have_a_row_an_epoch(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [(row["epoch"], row["phase"]) for row in rows] == [
         ("1", "sparsify"),
-        ("2", "sparsify"),
+        ("2", "frozen"),
         ("3", "frozen"),
         ("4", "frozen"),
     ]
