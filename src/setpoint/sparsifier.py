@@ -239,10 +239,9 @@ class Sparsifier:
     def _update(self) -> None:
         for budget in self._budgets:
             for i, factors in zip(budget.layers, self.method.factors(self._units(budget))):
-                self._scale(i, factors)
-                if factors is not None and self.method.holds:
-                    layer = self._layers[i]
-                    self._gone[i] = layer.partition.expand(factors, layer.parameter) == 0
+                spread = self._scale(i, factors)
+                if spread is not None and self.method.holds:
+                    self._gone[i] = spread == 0
 
         self._zeros_at_update = self._zeros()
 
@@ -260,11 +259,14 @@ class Sparsifier:
                 for i, factors in zip(budget.layers, self.method.settle(self._units(budget, last=True))):
                     self._scale(i, factors)
 
-    def _scale(self, index: int, factors: Tensor | None) -> None:
-        if factors is not None:
-            layer = self._layers[index]
-            spread = layer.partition.expand(factors, layer.parameter)
-            layer.parameter.mul_(spread.to(layer.parameter.dtype))
+    def _scale(self, index: int, factors: Tensor | None) -> Tensor | None:
+        """Multiply a layer's units; the factors entry by entry."""
+        if factors is None:
+            return None
+        layer = self._layers[index]
+        spread = layer.partition.expand(factors, layer.parameter)
+        layer.parameter.mul_(spread.to(layer.parameter.dtype))
+        return spread
 
     def _units(self, budget: Budget, *, last: bool = False) -> Units:
         """What a method sees of one budget now, or as if the sparsify phase were over."""

@@ -34,7 +34,11 @@ def make_run(
     return {
         "config": config,
         "data": "digits",
-        "report": {**report, "layers": [layer("fc1.weight", kept), layer("a.very.long.name.of.a.layer", kept)]},
+        "report": {
+            **report,
+            "left_dense": {"head.weight": "it is frozen"},
+            "layers": [layer("fc1.weight", kept), layer("a.very.long.name.of.a.layer", kept)],
+        },
         "parameters": 2100,
         "parameters_kept": 2 * kept + 100,
         "dense_validation_accuracy": dense,
@@ -85,6 +89,10 @@ def test_patterns_and_hoyer_sparsities_are_asked_for_in_words() -> None:
     shown = text(run_tables(hoyer))
     assert "average Hoyer sparsity 0.8" in shown
     assert "Hoyer 0.800000, 50.00 % of the weights zero" in shown
+
+
+def test_what_stays_dense_is_said_with_its_reason() -> None:
+    assert "left dense: head.weight, it is frozen" in text(run_tables(make_run()))
 
 
 def test_units_are_counted_where_they_are_not_weights() -> None:

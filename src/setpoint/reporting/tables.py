@@ -21,7 +21,8 @@ def run_tables(run: Mapping[str, Any]) -> Group:
     Args:
         run: the contents of a run's report.json.
     """
-    return Group(Text(_title(run), style="bold"), _header(run), layer_table(run["report"]))
+    left = [Text(f"left dense: {name}, {why}", style="dim") for name, why in run["report"]["left_dense"].items()]
+    return Group(Text(_title(run), style="bold"), _header(run), layer_table(run["report"]), *left)
 
 
 def _title(run: Mapping[str, Any]) -> str:
