@@ -26,7 +26,7 @@ class StepHooks:
     touches neither weights nor its own state.
 
     Args:
-        optimizer: any `torch.optim.Optimizer` whose step moves the weights once.
+        optimizer: one that `checked_optimizer` has let through.
         after: called with no arguments after each step taken.
         key: names this user of the optimizer in its state dict.
         save: gives the state to ride in the optimizer's `state_dict()`.
@@ -34,8 +34,7 @@ class StepHooks:
         nonfinite: `"skip"` as said, with a warning; `"raise"` refuses the step with FloatingPointError.
 
     Raises:
-        ValueError: for an optimizer that evaluates its closure many times in a step.
-        TypeError: for something that is no optimizer.
+        ValueError: for another value of `nonfinite`.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class StepHooks:
         load: Callable[[dict[str, Any]], None],
         nonfinite: NonFinite = "skip",
     ) -> None:
-        optimizer = checked_optimizer(optimizer)
         if nonfinite not in ("skip", "raise"):
             raise ValueError(f"nonfinite={nonfinite!r} is neither 'skip' nor 'raise'")
         self.skipped = 0

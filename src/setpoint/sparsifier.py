@@ -227,11 +227,9 @@ class Sparsifier:
     def _advance(self) -> None:
         """What happens after each step of the optimizer."""
         self._step += 1
-        if not self._frozen and self._step >= self.timeline.end:
+        if self.timeline.phase(self._step) == "frozen" and not self._frozen:
             self.freeze()
-        elif self._frozen:
-            self._hold()
-        elif self.timeline.updates(self._step) and self.timeline.schedule.shape != "one-shot":
+        elif self.timeline.updates(self._step) and not self._frozen:
             self._update()
         else:
             self._hold()
@@ -242,7 +240,6 @@ class Sparsifier:
                 spread = self._scale(i, factors)
                 if spread is not None and self.method.holds:
                     self._gone[i] = spread == 0
-
         self._zeros_at_update = self._zeros()
 
     def _zeros(self) -> float:

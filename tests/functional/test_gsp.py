@@ -158,6 +158,12 @@ def test_non_contiguous_rows_and_empty_tensors():
     assert project_gsp(torch.empty(0), 0.5).shape == (0,)
 
 
+def test_what_the_docs_say_of_gaussian_weights():
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    assert float(hoyer(x)) == pytest.approx(0.2, abs=0.01)
+    assert float((project_gsp(x, 0.9) == 0).float().mean()) == pytest.approx(0.98, abs=0.005)
+
+
 def test_half_precision_keeps_its_dtype_and_target():
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
     for dtype in (torch.float16, torch.bfloat16):

@@ -41,6 +41,16 @@ def level(unit):
     return LEVEL * (1 if unit == "row" else 4)
 
 
+def descend(model, optimizer, steps, gamma):
+    inputs, targets = (torch.tensor(a) for a in problem())
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        ((model(inputs) - targets).square().sum() / (2 * len(inputs))).backward()
+        optimizer.step()
+        decay.step()
+
+
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
@@ -60,7 +70,6 @@ PAIRS = [
 
 @pytest.mark.parametrize(("name", "unit"), PAIRS)
 def test_convex_form_converges_to_the_minimiser(name, unit):
-    inputs, targets = (torch.tensor(a) for a in problem())
     torch.manual_seed(0)
     model = nn.Linear(4, 6, bias=False, dtype=torch.float64)
     optimizer = OPTIMIZERS[name](model.parameters())
@@ -71,12 +80,7 @@ def test_convex_form_converges_to_the_minimiser(name, unit):
     setpoint.Sparsifier(
         model, optimizer, method=method, target=target, unit=unit, steps=steps, schedule=schedule, floor=0
     )
-    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.997)
-    for _ in range(steps - 1):
-        optimizer.zero_grad()
-        ((model(inputs) - targets).square().sum() / (2 * len(inputs))).backward()
-        optimizer.step()
-        decay.step()
+    descend(model, optimizer, steps - 1, 0.997)
     want = minimiser(unit)
     assert torch.allclose(model.weight.detach(), want, atol=1e-5)
     gone = want.norm(dim=1) < 1e-5 if unit == "row" else want.abs() < 1e-5
@@ -95,12 +99,7 @@ def test_debiased_form_meets_the_budget_and_does_not_shrink_the_survivors(name):
     setpoint.Sparsifier(
         model, optimizer, method="wgsef", target=setpoint.Target(units=3), unit="row", steps=steps, schedule=schedule
     )
-    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.996)
-    for _ in range(steps - 1):
-        optimizer.zero_grad()
-        ((model(inputs) - targets).square().sum() / (2 * len(inputs))).backward()
-        optimizer.step()
-        decay.step()
+    descend(model, optimizer, steps - 1, 0.996)
     assert int((model.weight.detach().norm(dim=1) > 0).sum()) <= 4
     best = torch.linalg.lstsq(inputs, targets).solution.T
     kept = best.norm(dim=1).argsort(descending=True)[:3]

@@ -81,6 +81,8 @@ class Timeline:
 
     def updates(self, step: int) -> bool:
         """Whether the units are worked on right after this step."""
+        if self.schedule.shape == "one-shot":
+            return False
         return self.begin < step < self.end and (step - self.begin) % self.interval == 0
 
     def progress(self, step: int) -> float:

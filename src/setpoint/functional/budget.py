@@ -15,6 +15,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from setpoint.functional.ragged import PerTensor, as_list, check_magnitudes, per_tensor
 from setpoint.functional.root import monotone_root
 
 # How many units around the cut are settled by trying every combination, where costs differ.
@@ -45,7 +46,7 @@ def project_budget(
 def project_budget(
     magnitudes: Tensor | Sequence[Tensor],
     budget: float,
-    costs: Tensor | float | Sequence[Tensor | float] | None = None,
+    costs: PerTensor = None,
     *,
     floors: int | Sequence[int] | None = None,
 ) -> Tensor | list[Tensor]:
@@ -70,21 +71,13 @@ def project_budget(
         ValueError: for magnitudes that are negative, NaN or infinite, for negative costs, or for a budget smaller
             than what the floors cost.
     """
-    if isinstance(magnitudes, Tensor):
-        one_cost = [1.0 if costs is None else costs]
-        return _project([magnitudes], budget, one_cost, [int(floors or 0)])[0]  # type: ignore[arg-type]
-    tensors = list(magnitudes)
-    return _project(
-        tensors,
-        budget,
-        [1.0] * len(tensors) if costs is None else list(costs),  # type: ignore[arg-type]
-        [0] * len(tensors) if floors is None else list(floors),  # type: ignore[arg-type]
-    )
+    tensors = as_list(magnitudes)
+    each = [floors or 0] * len(tensors) if floors is None or isinstance(floors, int) else list(floors)
+    kept = _project(tensors, budget, per_tensor(costs, magnitudes, "costs"), each)
+    return kept[0] if isinstance(magnitudes, Tensor) else kept
 
 
-def _project(
-    magnitudes: Sequence[Tensor], budget: float, costs: Sequence[Tensor | float], floors: Sequence[int]
-) -> list[Tensor]:
+def _project(magnitudes: Sequence[Tensor], budget: float, costs: list[Tensor], floors: Sequence[int]) -> list[Tensor]:
     if not budget >= 0:
         raise ValueError(f"budget={budget} must be a number >= 0")
     problem = _Problem.of(magnitudes, costs)
@@ -116,23 +109,15 @@ class _Problem:
     equal: bool
 
     @classmethod
-    def of(cls, magnitudes: Sequence[Tensor], costs: Sequence[Tensor | float]) -> _Problem:
-        if len(costs) != len(magnitudes):
-            raise ValueError(f"{len(costs)} costs were given for {len(magnitudes)} tensors of magnitudes")
-        work = [_checked(m, i) for i, m in enumerate(magnitudes)]
-        each = [
-            torch.as_tensor(c, dtype=torch.float64, device=m.device).expand_as(m)
-            if isinstance(c, Tensor) and c.ndim
-            else torch.as_tensor(float(c), dtype=torch.float64, device=m.device)
-            for c, m in zip(costs, work)
-        ]
-        extremes = [(float(c.min()), float(c.max())) for c, m in zip(each, work) if m.numel()]
-        if any(not (low >= 0 and high < math.inf) for low, high in extremes):
-            raise ValueError("costs must be finite and not negative")
+    def of(cls, magnitudes: Sequence[Tensor], costs: list[Tensor]) -> _Problem:
+        for position, tensor in enumerate(magnitudes):
+            check_magnitudes(tensor, position)
+        work = [m if m.dtype in (torch.float32, torch.float64) else m.float() for m in magnitudes]
+        extremes = [(float(c.min()), float(c.max())) for c, m in zip(costs, work) if m.numel()]
         equal = len({value for pair in extremes for value in pair}) <= 1
         free = not equal or any(low == 0 for low, _ in extremes)
-        scores = [_score(m, c) for m, c in zip(work, each)] if free else work
-        return cls(work, each, scores, equal)
+        scores = [_score(m, c) for m, c in zip(work, costs)] if free else work
+        return cls(work, costs, scores, equal)
 
     def without(self, kept: Sequence[Tensor]) -> _Problem:
         scores = [s.masked_fill(k, -1.0) if bool(k.any()) else s for s, k in zip(self.scores, kept)]
@@ -151,17 +136,6 @@ class _Cut:
 
     above: float
     below: float
-
-
-def _checked(magnitudes: Tensor, position: int) -> Tensor:
-    if not magnitudes.is_floating_point():
-        raise ValueError(f"magnitudes {position} have dtype {magnitudes.dtype}: a floating dtype is needed")
-    work = magnitudes if magnitudes.dtype in (torch.float32, torch.float64) else magnitudes.float()
-    if work.numel():
-        low, high = (float(x) for x in torch.aminmax(work))
-        if not (low >= 0.0 and high < math.inf):
-            raise ValueError(f"magnitudes {position} must be finite and not negative, but reach from {low} to {high}")
-    return work
 
 
 def _score(magnitudes: Tensor, costs: Tensor) -> Tensor:

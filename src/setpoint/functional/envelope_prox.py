@@ -18,7 +18,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from setpoint.functional.envelope import Groups, PerTensor, per_tensor
+from setpoint.functional.envelope import Groups
+from setpoint.functional.ragged import PerTensor, per_tensor
 
 # Slack on the largest strength of the de-biased map, for strengths computed as a quotient.
 _SLACK = 1e-12

@@ -56,10 +56,14 @@ class Vectors:
         """How many of the vectors take part in the average."""
         return int((self.beta > 0).sum())
 
+    @property
+    def slopes(self) -> Tensor:
+        """What one unit of mu subtracts from each entry (a column where the weights are equal)."""
+        return self.threshold if self.weights is None else self.threshold * self.weights
+
     def shrunk(self, mu: float) -> Tensor:
         """(a - tau)_+ in scaled entries."""
-        tau = self.threshold * mu
-        return (self.entries - (tau if self.weights is None else tau * self.weights)).clamp_min_(0.0)
+        return (self.entries - self.slopes * mu).clamp_min_(0.0)
 
     def excess(self, mu: float) -> tuple[Tensor, Tensor]:
         """`beta (w'u - min w)` of each vector and its derivative in mu (zero where one entry is left)."""
@@ -74,21 +78,19 @@ class Vectors:
             least = self.weights.amin(1, keepdim=True)
         alone = square == 0
         root = square.masked_fill(alone, 1.0).sqrt()
-        ratio = torch.where(alone, self._last_weight(mu, v) if self.weights is not None else least, total / root)
+        ratio = torch.where(alone, self._last_weight(mu) if self.weights is not None else least, total / root)
         slope = -(self.threshold * self.beta) * (active * square - total.square()) / root.pow(3)
         return self.beta * (ratio - least).clamp_min(0.0), slope.masked_fill(alone, 0.0).clamp_max(0.0)
 
-    def _last_weight(self, mu: float, v: Tensor) -> Tensor:
+    def _last_weight(self, mu: float) -> Tensor:
         """Weight of the one entry that is left once all are below their thresholds."""
         assert self.weights is not None
-        return self.weights.gather(1, self._last(mu, v))
+        return self.weights.gather(1, self._last(mu))
 
-    def _last(self, mu: float, v: Tensor) -> Tensor:
-        tau = self.threshold * mu
-        gain = self.entries - (tau if self.weights is None else tau * self.weights)
-        zero = self.entries.amax(1, keepdim=True) == 0
+    def _last(self, mu: float) -> Tensor:
+        gain = self.entries - self.slopes * mu
         if self.weights is not None:  # a vector of zeros counts as sparsity 1
-            gain = torch.where(zero, -self.weights, gain)
+            gain = torch.where(self.entries.amax(1, keepdim=True) == 0, -self.weights, gain)
         return gain.argmax(1, keepdim=True)
 
     def factors(self, mu: float) -> Tensor:
@@ -98,7 +100,7 @@ class Vectors:
         alone = square == 0
         gain = (self.entries * v).sum(1, keepdim=True) / square.masked_fill(alone, 1.0)
         out = v * gain / self.entries.masked_fill(self.entries == 0, 1.0)
-        last = torch.zeros_like(out).scatter_(1, self._last(mu, v), 1.0)
+        last = torch.zeros_like(out).scatter_(1, self._last(mu), 1.0)
         return torch.where(self.beta > 0, torch.where(alone, last, out), torch.ones_like(out))
 
     def peak_factors(self) -> Tensor:
@@ -109,17 +111,17 @@ class Vectors:
         alone = torch.zeros_like(self.entries).scatter_(1, order.argmax(1, keepdim=True), 1.0)
         return torch.where(self.beta > 0, alone, torch.ones_like(alone))
 
+    def _meetings(self) -> Tensor:
+        """mu at which each entry meets its threshold."""
+        return torch.where(self.entries > 0, self.entries / self.slopes, torch.zeros_like(self.entries))
+
     def peaks(self) -> Tensor:
         """mu at which the last entry of each vector meets its threshold (infinite where a weight of 0 forbids it)."""
-        slope = self.threshold if self.weights is None else self.threshold * self.weights
-        at = torch.where(self.entries > 0, self.entries / slope, torch.zeros_like(self.entries))
-        return at.amax(1, keepdim=True).masked_fill(self.beta == 0, 0.0)
+        return self._meetings().amax(1, keepdim=True).masked_fill(self.beta == 0, 0.0)
 
     def tied(self, lower: float, upper: float) -> tuple[Tensor, Tensor]:
         """Vectors whose tied last entries vanish between two values of mu, and which entries those are."""
-        slope = self.threshold if self.weights is None else self.threshold * self.weights
-        at = torch.where(self.entries > 0, self.entries / slope, torch.zeros_like(self.entries))
-        peak = self.peaks()
+        at, peak = self._meetings(), self.peaks()
         entries = (at >= peak * (1.0 - TIE)) & (self.entries > 0)
         inside = (peak >= lower * (1.0 - TIE)) & (peak <= upper * (1.0 + TIE)) & (self.beta > 0)
         return inside & (entries.sum(1, keepdim=True) > 1), entries

@@ -74,8 +74,8 @@ class GroupedSparseProjection(Method):
         """The mu at which the projection takes each unit; magnitudes where a Hoyer sparsity rules."""
         if _hoyer(units) is not None:
             return units.magnitudes
-        pairs = zip(units.partitions, self._rows(units), self._thresholds(units))
-        return [self._unrow(p, a / t) for p, a, t in pairs]
+        rows = self._rows(units)
+        return self._ratios(units, rows, self._thresholds(units, rows))
 
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """The projection for the present budget or level, divided by the magnitudes."""
@@ -109,11 +109,12 @@ class GroupedSparseProjection(Method):
         return [None if f is None else self._unrow(p, f) for p, f in zip(units.partitions, factors)]
 
     def _budget_factors(self, units: Units) -> list[Tensor]:
-        kept = units.cut(self.scores(units))
+        rows = self._rows(units)
+        thresholds = self._thresholds(units, rows)
+        kept = units.cut(self._ratios(units, rows, thresholds))
         if self.debias:
             return as_factors(kept)
         kept = [self._row(p, k) for p, k in zip(units.partitions, kept)]
-        rows, thresholds = self._rows(units), self._thresholds(units)
         mu = _multiplier(rows, thresholds, kept)
         factors = [_shrunk(a, mu * t, k) for a, t, k in zip(rows, thresholds, kept)]
         return [self._unrow(p, f) for p, f in zip(units.partitions, factors)]
@@ -139,10 +140,14 @@ class GroupedSparseProjection(Method):
         """The vectors as the rows of matrices."""
         return [self._row(p, m).double() for p, m in zip(units.partitions, units.magnitudes)]
 
-    def _thresholds(self, units: Units) -> list[Tensor]:
+    def _ratios(self, units: Units, rows: Sequence[Tensor], thresholds: Sequence[Tensor]) -> list[Tensor]:
+        """The mu at which each unit meets its threshold."""
+        return [self._unrow(p, a / t) for p, a, t in zip(units.partitions, rows, thresholds)]
+
+    def _thresholds(self, units: Units, rows: Sequence[Tensor]) -> list[Tensor]:
         """What mu = 1 takes off each entry, arranged as the rows."""
         thresholds = []
-        for a, weights in zip(self._rows(units), self._spreads(units)):
+        for a, weights in zip(rows, self._spreads(units)):
             if self.scale_invariant:
                 norm = torch.linalg.vector_norm(a, dim=1, keepdim=True)
                 scale = norm.masked_fill(norm == 0, 1.0)
