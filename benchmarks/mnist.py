@@ -1,91 +1,132 @@
-"""Accuracy against sparsity on MNIST: every method at several sparsities and seeds, beside its dense twin.
+"""Which method: accuracy against sparsity on MNIST, every method and two honest baselines beside the dense twin.
 
-Writes `results/mnist-<model>.json`, `.md` and `.png`. A run that is finished is not repeated, so the script can be
-stopped and started again.
+`weights` makes single weights zero, `structured` whole filters and neurons (LeNet-5). The comparison can be run in
+pieces, in any order, and stopped at any moment: a finished run is not repeated, a stopped one goes on where it was.
+After each run `results/mnist-<model>[-structured].json`, `.md` and `.png` are written anew from all finished runs of
+that model, mode and number of epochs in the folder of runs.
 
-    SETPOINT_DATA=... python benchmarks/mnist.py lenet300 --epochs 20 --sparsities 0.9 0.95 0.98 --processes 2
+    python benchmarks/mnist.py lenet300
+    python benchmarks/mnist.py lenet5 structured --variants magnitude small-dense --seeds 0
+    python benchmarks/mnist.py lenet5 --collect
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from mnist_runs import MODES, Task, finished, stem, tasks_in
 
 RESULTS = Path(__file__).parent / "results"
-# By the name in the plot: the method and what its options are.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "magnitude": ("magnitude", {}),
-    "gsp": ("gsp", {}),
-    "wgsef": ("wgsef", {}),
-    "gsp-paper-map": ("gsp", {"debias": False}),
-}
 
 
 def main() -> None:
+    args = _arguments()
+    # Told to end, end the workers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    failed = 0 if args.collect else run_all(args)
+    collect(args)
+    if failed:
+        sys.exit(f"{failed} runs failed")
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["lenet300", "lenet5"])
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.9, 0.95, 0.98])
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["magnitude", "gsp"])
+    parser.add_argument("mode", choices=list(MODES), nargs="?", default="weights")
+    parser.add_argument("--epochs", type=int, help="20 for lenet300, 8 for lenet5, 4 for structured runs")
+    parser.add_argument("--sparsities", type=float, nargs="+", help="the mode's if left out")
+    parser.add_argument("--variants", nargs="+", help="all of the mode if left out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--collect", action="store_true", help="run nothing, only write the results anew")
     args = parser.parse_args()
-    # The dense twins first: the sparse runs of a seed share one.
-    jobs = [
-        (args.model, args.epochs, v, s, seed, args.runs)
+    mode = MODES[args.mode]
+    if args.model not in mode.epochs:
+        parser.error(f"{args.mode} runs are of {', '.join(mode.epochs)}, not {args.model}")
+    args.epochs = args.epochs or mode.epochs[args.model]
+    args.sparsities, args.variants = args.sparsities or mode.sparsities, args.variants or mode.variants
+    if unknown := set(args.variants) - set(mode.variants):
+        parser.error(f"no variants of {args.mode}: {', '.join(sorted(unknown))}; there are {', '.join(mode.variants)}")
+    return args
+
+
+def run_all(args: argparse.Namespace) -> int:
+    """Run what is not finished; how many failed."""
+    tasks = [
+        Task(args.model, args.mode, variant, sparsity, seed, args.epochs)
         for seed in args.seeds
-        for v, s in product(args.variants, args.sparsities)
+        for variant, sparsity in product(args.variants, args.sparsities)
     ]
-    first = [jobs[i] for i in range(0, len(jobs), len(jobs) // len(args.seeds))]
-    results: dict[Path, dict[str, Any]] = {}
-    for batch in (first, [j for j in jobs if j not in first]):
-        with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
-            for done in as_completed([pool.submit(run, *job) for job in batch]):
-                folder, result = done.result()
-                results[folder] = result
-                write(args.model, [results[f] for f in sorted(results)])
-                line = f"{folder.name}: {result['test_accuracy']:.4f} (dense {result['dense_test_accuracy']:.4f})"
-                print(line, flush=True)
+    todo, failed = [], 0
+    for task in tasks:
+        try:
+            if finished(task, args.runs) is None:
+                todo.append(task)
+        except ValueError as error:
+            failed += 1
+            print(f"{task.name}: failed: {error}", flush=True)
+    # The dense twins first: the runs of a seed share one.
+    first = [next(task for task in todo if task.seed == seed) for seed in dict.fromkeys(task.seed for task in todo)]
+    batches = (first, [task for task in todo if task not in first])
+    return failed + sum(_run_batch(batch, args) for batch in batches)
 
 
-def run(model: str, epochs: int, variant: str, sparsity: float, seed: int, runs: Path) -> tuple[Path, dict[str, Any]]:
+def _run_batch(tasks: list[Task], args: argparse.Namespace) -> int:
+    failed = 0
+    pool = ProcessPoolExecutor(args.processes, get_context("spawn"))
+    try:
+        waiting = {pool.submit(run, task, args.runs): task for task in tasks}
+        for done in as_completed(waiting):
+            name, error = waiting[done].name, done.exception()
+            if error is not None:
+                failed += 1
+                print(f"{name}: failed: {type(error).__name__}: {error}", flush=True)
+                continue
+            result = done.result()
+            dense = result["dense_test_accuracy"]
+            print(f"{name}: {result['test_accuracy']:.4f} (dense {dense:.4f})", flush=True)
+            collect(args)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in active_children():
+            worker.terminate()
+        raise
+    pool.shutdown()
+    return failed
+
+
+def run(task: Task, runs: Path) -> dict[str, Any]:
     import torch
 
-    from setpoint.recipes import TrainConfig, train_run
-
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    method, options = VARIANTS[variant]
-    config = TrainConfig(
-        data="mnist", model=model, method=method, options=options, sparsity=sparsity, seed=seed, epochs=epochs
-    )
-    folder = runs / f"mnist-{model}-{variant}-{sparsity}-{seed}"
-    result = train_run(config, folder, resume=(folder / "config.yaml").exists())
-    return folder, result.to_dict()
+    return task.run(runs)
 
 
-def write(model: str, results: list[dict[str, Any]]) -> None:
-    from rich.console import Console
+def collect(args: argparse.Namespace) -> None:
+    """Write the results from all finished runs."""
+    from mnist_tables import write_results
 
-    from setpoint.reporting import compare_plot, compare_table, group_runs
-
-    RESULTS.mkdir(exist_ok=True)
-    stem = RESULTS / f"mnist-{model}"
-    stem.with_suffix(".json").write_text(json.dumps({"machine": describe(), "runs": results}, indent=1) + "\n")
-    groups = group_runs(results)
-    compare_plot(groups, stem.with_suffix(".png"))
-    with stem.with_suffix(".md").open("w") as file:
-        file.write("```\n")
-        Console(file=file, width=120).print(compare_table(groups))
-        file.write("```\n")
+    found = []
+    for task in tasks_in(args.runs, args.model, args.mode, args.epochs):
+        try:
+            result = finished(task, args.runs)
+        except ValueError as error:
+            if args.collect:
+                print(f"{task.name}: left out: {error}", flush=True)
+            continue
+        found += [] if result is None else [result]
+    if found:
+        write_results(args.model, args.mode, found, args.results / stem(args.model, args.mode))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class StepHooks:
 
     Args:
         optimizer: one that `checked_optimizer` has let through.
-        after: called with no arguments after each step taken.
+        before: called before each step that will be taken, its gradients being ready.
+        after: called after each step taken.
         key: names this user of the optimizer in its state dict.
         save: gives the state to ride in the optimizer's `state_dict()`.
         load: takes it back, before the optimizer loads its own.
@@ -41,6 +42,7 @@ class StepHooks:
         self,
         optimizer: Optimizer,
         *,
+        before: Callable[[], None],
         after: Callable[[], None],
         key: str,
         save: Callable[[], dict[str, Any]],
@@ -51,7 +53,8 @@ class StepHooks:
             raise ValueError(f"nonfinite={nonfinite!r} is neither 'skip' nor 'raise'")
         self.skipped = 0
         self._optimizer = optimizer
-        self._after, self._save, self._load, self._key = after, save, load, key
+        self._before, self._after = before, after
+        self._save, self._load, self._key = save, load, key
         self._nonfinite = nonfinite
         self._in_a_row = 0
         self._skip = False
@@ -88,11 +91,16 @@ class StepHooks:
         if found_inf is not None:
             # A fused optimizer under a gradient scaler leaves the weights alone by itself.
             self._skip = bool(found_inf.item())
-            return
-        self._skip = not _finite(self._gradients())
+        else:
+            self._skip = not _finite(self._gradients())
         if not self._skip:
             self._in_a_row = 0
-            return
+            self._before()
+        elif found_inf is None:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Take the gradients of a step away, or the step itself."""
         self._in_a_row += 1
         what = "the gradients of this step hold NaN or infinite values"
         if self._nonfinite == "raise":

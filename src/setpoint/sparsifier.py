@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from setpoint.budget import Budget, Phase, Schedule, Scope, Target, allocate, in_budgets
+from setpoint.budget import Phase, Schedule, Scope, Target, allocate, in_budgets
 from setpoint.claims import claim, release
 from setpoint.functional.bits import pack_bits, unpack_bits
-from setpoint.geometry import proximal_geometry
+from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
 from setpoint.methods import Method, Units, make_method
+from setpoint.norms import NormStatistics
 from setpoint.report import BudgetReport, LayerReport, Report
 from setpoint.units import Layer, Patterns, Unit, select, unit_name, unwrap
 
@@ -65,11 +66,11 @@ class Sparsifier:
         floor: int = 1,
         nonfinite: NonFinite = "skip",
     ) -> None:
-        optimizer = checked_optimizer(optimizer)
+        optimizer, model = checked_optimizer(optimizer), unwrap(model)
         self.method = make_method(method)
         self.target = Target.of(target)
         self.timeline = (schedule or Schedule()).timeline(steps)
-        selection = select(unwrap(model), optimizer, unit, include, exclude)
+        selection = select(model, optimizer, unit, include, exclude)
         budgets = allocate(selection.layers, self.target, scope, floor)
         self._layers, self._budgets = in_budgets(selection.layers, budgets)
         unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
@@ -81,15 +82,23 @@ class Sparsifier:
         self._zeros_at_update = 0.0
         # What is zero: fixed once frozen; before that, what a method holds at zero until its next update.
         self._gone: list[Tensor | None] = [None] * len(self._layers)
+        # What the method remembers, one for each budget, from the beginning of the sparsify phase.
+        self._memories: list[dict[str, Any]] = [{} for _ in self._budgets]
+        self._history: list[dict[str, float]] = []
+        self._frozen_at = 0
+        self._gates = Gates(model, self._layers) if self.method.gated else None
+        self._statistics = NormStatistics(model)
         claim(self, self._layers)
         self._hooks = StepHooks(
             optimizer,
+            before=self._prepare,
             after=self._advance,
             key=self._layers[0].name,
             save=self.state_dict,
             load=self.load_state_dict,
             nonfinite=nonfinite,
         )
+        self._begin()
 
     @property
     def step(self) -> int:
@@ -117,6 +126,11 @@ class Sparsifier:
             for layer, gone in zip(self._layers, self._gone)
         }
 
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """At every update of the sparsify phase: the step, the sparsity asked for then, and the method's gauges."""
+        return [dict(row) for row in self._history]
+
     @torch.no_grad()
     def freeze(self) -> None:
         """Make the final cut now: the support is fixed, exact, and kept for the rest of the run.
@@ -128,15 +142,20 @@ class Sparsifier:
         """
         if self._frozen:
             return
-        kept: dict[int, Tensor] = {}
-        for budget in self._budgets:
-            kept |= zip(budget.layers, self.method.keep(self._units(budget, last=True)))
+        factors: dict[int, Tensor] = {}
+        for units in self._all_units(last=True):
+            factors |= zip(units.budget.layers, self.method.fold(units, self.method.keep(units)))
         for i, layer in enumerate(self._layers):
-            factors = kept[i].to(torch.float32)
-            gone = layer.partition.expand(factors, layer.parameter) == 0
+            gone = layer.partition.expand(factors[i], layer.parameter) == 0
             self._gone[i] = gone
+            if self._gates is not None and self._gates.attached:
+                self._gates.fold(i, factors[i])
             _clear_state(self._optimizer, layer.parameter, gone)
-        self._frozen = True
+        if self._gates is not None:
+            self._gates.detach()
+        self._frozen, self._frozen_at = True, self._step
+        self._memories = [{} for _ in self._budgets]
+        self._statistics.restart()
         self._hold()
 
     @torch.no_grad()
@@ -152,6 +171,8 @@ class Sparsifier:
     def remove(self) -> None:
         """Let go of the optimizer and the parameters. The model stays as it is; zeros are no longer held."""
         self._hooks.remove()
+        if self._gates is not None:
+            self._gates.detach()
         release(self._layers)
 
     @torch.no_grad()
@@ -185,7 +206,11 @@ class Sparsifier:
             "asked": self._asked(),
             "step": self._step,
             "frozen": self._frozen,
+            "frozen_at": self._frozen_at,
             "zeros_at_update": self._zeros_at_update,
+            "memories": self._memories,
+            "history": self._history,
+            "norms": {} if self._gates is None else self._gates.norms,
             "gone": {la.name: pack_bits(g) for la, g in zip(self._layers, self._gone) if g is not None},
         }
 
@@ -204,7 +229,17 @@ class Sparsifier:
                 )
         gone = [self._unpack(layer, state["gone"].get(layer.name)) for layer in self._layers]
         self._gone, self._step, self._frozen = gone, int(state["step"]), bool(state["frozen"])
-        self._zeros_at_update = float(state["zeros_at_update"])
+        self._zeros_at_update, self._frozen_at = float(state["zeros_at_update"]), int(state["frozen_at"])
+        self._history = [dict(row) for row in state["history"]]
+        self._memories = [
+            _placed(memory, self._layers[budget.layers[0]].parameter.device)
+            for budget, memory in zip(self._budgets, state["memories"])
+        ]
+        if self._gates is not None:
+            self._gates.norms = state["norms"]
+        self._begin()
+        if self._frozen:
+            self._statistics.after(self._step - self._frozen_at)
 
     def _unpack(self, layer: Layer, packed: Tensor | None) -> Tensor | None:
         if packed is None:
@@ -223,28 +258,88 @@ class Sparsifier:
             "layers": {layer.name: list(layer.parameter.shape) for layer in self._layers},
         }
 
+    def _begin(self) -> None:
+        """Put the gates of a gated method on the model in the sparsify phase, and take them off outside of it."""
+        if self._gates is None:
+            return
+        if self._gates.attached:
+            self._gates.detach()
+        if self.phase == "sparsify":
+            self._gates.attach()
+            self._open(None)
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """What happens before each step of the optimizer."""
+        if self._gates is not None and self._gates.attached:
+            self._open(self._gates)
+
+    def _open(self, felt: Gates | None) -> None:
+        """Set the gates, having learned from how the loss felt the present ones."""
+        assert self._gates is not None
+        for units in self._all_units():
+            numbered = list(zip(units.budget.layers, units.partitions))
+            pairs = None
+            if felt is not None:
+                pairs = [
+                    (felt.samples(i).reshape(p.counts), felt.slopes(i, self._optimizer).reshape(p.counts))
+                    for i, p in numbered
+                ]
+            for (i, _), (sample, test) in zip(numbered, self.method.gates(units, pairs)):
+                self._gates.put(i, sample, test)
+
     @torch.no_grad()
     def _advance(self) -> None:
         """What happens after each step of the optimizer."""
         self._step += 1
-        if self.timeline.phase(self._step) == "frozen" and not self._frozen:
+        phase = self.timeline.phase(self._step)
+        if self._frozen:
+            self._statistics.after(self._step - self._frozen_at)
+            self._hold()
+            return
+        if phase == "frozen":
             self.freeze()
-        elif self.timeline.updates(self._step) and not self._frozen:
+            return
+        if phase == "sparsify":
+            if self._gates is not None and not self._gates.attached:
+                self._begin()
+            if self.method.steps:
+                for units in self._all_units():
+                    self.method.after_step(units)
+        if self.timeline.updates(self._step):
             self._update()
         else:
             self._hold()
 
     def _update(self) -> None:
-        for budget in self._budgets:
-            for i, factors in zip(budget.layers, self.method.factors(self._units(budget))):
+        gauges: dict[str, float] = {}
+        for units in self._all_units():
+            for i, factors in zip(units.budget.layers, self.method.factors(units)):
                 spread = self._scale(i, factors)
                 if spread is not None and self.method.holds:
                     self._gone[i] = spread == 0
+            for key, value in self.method.gauges(units).items():
+                gauges[key] = gauges.get(key, 0.0) + value / len(self._budgets)
         self._zeros_at_update = self._zeros()
+        self._history.append({"step": self._step, "asked": self._asked_now(), "zeros": self._zeros_at_update, **gauges})
 
     def _zeros(self) -> float:
+        """Fraction of entries that are zero, or behind gates that are shut."""
         entries = sum(la.parameter.numel() for la in self._layers)
-        return 1.0 - sum(int(torch.count_nonzero(la.parameter)) for la in self._layers) / entries
+        return 1.0 - sum(int(torch.count_nonzero(self._effective(i))) for i in range(len(self._layers))) / entries
+
+    def _effective(self, index: int) -> Tensor:
+        """A layer's entries, zero where a gate is shut."""
+        layer = self._layers[index]
+        if self._gates is None or not self._gates.attached:
+            return layer.parameter
+        passing = self._gates.open(index).reshape(layer.partition.counts).to(torch.float32)
+        return layer.parameter * layer.partition.expand(passing, layer.parameter)
+
+    def _asked_now(self) -> float:
+        """Fraction of the cost that the budgets ask to be gone by now."""
+        ramp = self.timeline.ramp(self._step)
+        return 1.0 - sum(b.fixed + b.room(ramp) for b in self._budgets) / sum(b.total for b in self._budgets)
 
     def _hold(self) -> None:
         """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors."""
@@ -252,8 +347,8 @@ class Sparsifier:
             if gone is not None:
                 layer.parameter.masked_fill_(gone, 0.0)
         if self._frozen and self.method.settles(self.target):
-            for budget in self._budgets:
-                for i, factors in zip(budget.layers, self.method.settle(self._units(budget, last=True))):
+            for units in self._all_units(last=True):
+                for i, factors in zip(units.budget.layers, self.method.settle(units)):
                     self._scale(i, factors)
 
     def _scale(self, index: int, factors: Tensor | None) -> Tensor | None:
@@ -265,33 +360,28 @@ class Sparsifier:
         layer.parameter.mul_(spread.to(layer.parameter.dtype))
         return spread
 
-    def _units(self, budget: Budget, *, last: bool = False) -> Units:
-        """What a method sees of one budget now, or as if the sparsify phase were over."""
-        layers = [self._layers[i] for i in budget.layers]
-        magnitudes = tuple(layer.partition.magnitudes(layer.parameter.detach()) for layer in layers)
-        for layer, m in zip(layers, magnitudes):
-            if not bool(torch.isfinite(m).all()):
-                raise FloatingPointError(
-                    f"parameter {layer.name!r} holds NaN or infinite values at step {self._step}: training has "
-                    "diverged, the masks are as before"
-                )
+    def _all_units(self, *, last: bool = False) -> list[Units]:
+        """What a method sees of each budget now, or as if the sparsify phase were over."""
         line = self.timeline
-        return Units(
-            names=tuple(la.name for la in layers),
-            partitions=tuple(la.partition for la in layers),
-            magnitudes=magnitudes,
-            budget=budget,
-            target=self.target,
-            ramp=1.0 if last else line.ramp(self._step),
-            progress=1.0 if last else line.progress(self._step),
-            share=line.interval / (line.end - line.begin),
-            elapsed=line.interval,
-            geometry=lambda: [proximal_geometry(self._optimizer, la.parameter, la.partition) for la in layers],
-        )
+        return [
+            Units(
+                layers=tuple(self._layers[i] for i in budget.layers),
+                budget=budget,
+                target=self.target,
+                optimizer=self._optimizer,
+                memory=memory,
+                step=self._step,
+                ramp=1.0 if last else line.ramp(self._step),
+                progress=1.0 if last else line.progress(self._step),
+                share=line.interval / (line.end - line.begin),
+                elapsed=line.interval,
+            )
+            for budget, memory in zip(self._budgets, self._memories)
+        ]
 
     def _kept_units(self, index: int) -> Tensor:
         layer, gone = self._layers[index], self._gone[index]
-        there = layer.parameter != 0 if gone is None or not self._frozen else ~gone
+        there = self._effective(index) != 0 if gone is None or not self._frozen else ~gone
         return layer.partition.magnitudes(there.to(torch.float32)) > 0
 
     def _target_in_words(self) -> str:
@@ -304,8 +394,17 @@ class Sparsifier:
     def _hoyer(self) -> float | None:
         if self.target is None or self.target.hoyer is None:
             return None
-        values = [(len(b.layers), self.method.measured(self._units(b, last=True)) or 0.0) for b in self._budgets]
+        values = [(len(u.layers), self.method.measured(u) or 0.0) for u in self._all_units(last=True)]
         return sum(n * v for n, v in values) / sum(n for n, _ in values)
+
+
+def _placed(memory: Any, device: torch.device) -> Any:
+    """A copy of what a method remembers, its tensors on a device."""
+    if isinstance(memory, Tensor):
+        return memory.to(device, copy=True)
+    if isinstance(memory, dict):
+        return {key: _placed(value, device) for key, value in memory.items()}
+    return [_placed(value, device) for value in memory] if isinstance(memory, list) else memory
 
 
 def _clear_state(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from setpoint.budget import Budget, Target
 from setpoint.functional import project_budget
+from setpoint.geometry import proximal_geometry
 from setpoint.units import Layer, Partition
 
 
@@ -21,33 +23,69 @@ class Units:
     """All units that share one budget, layer by layer.
 
     Attributes:
-        names: of the parameters.
-        partitions: how each parameter falls into units.
-        magnitudes: of each parameter's units, shaped as the partition's counts.
+        layers: the parameters and how each falls into units.
         budget: which the units share.
         target: what the user asked for.
+        optimizer: which trains the parameters.
+        memory: what the method keeps of the run for this budget, empty at first: numbers, tensors, and lists and
+            dicts of them, which are saved with the run.
+        step: optimizer steps taken.
         ramp: how much of the way from everything to the target the budget has gone, in [0, 1].
         progress: how much of the sparsify phase has passed, in [0, 1].
         share: how much of the phase one update stands for.
         elapsed: optimizer steps between two updates.
-        geometry: answers, layer by layer, the optimizer's step size and metric (`setpoint.geometry`).
     """
 
-    names: tuple[str, ...]
-    partitions: tuple[Partition, ...]
-    magnitudes: tuple[Tensor, ...]
+    layers: tuple[Layer, ...]
     budget: Budget
     target: Target | None
+    optimizer: Optimizer
+    memory: dict[str, Any]
+    step: int
     ramp: float
     progress: float
     share: float
     elapsed: int
-    geometry: Callable[[], list[tuple[float, Tensor | None]]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """How each parameter falls into units."""
+        return tuple(layer.partition for layer in self.layers)
+
+    @cached_property
+    def magnitudes(self) -> tuple[Tensor, ...]:
+        """Of each parameter's units, shaped as the partition's counts.
+
+        Raises:
+            FloatingPointError: if a weight is NaN or infinite.
+        """
+        magnitudes = tuple(layer.partition.magnitudes(layer.parameter.detach()) for layer in self.layers)
+        for layer, m in zip(self.layers, magnitudes):
+            if not bool(torch.isfinite(m).all()):
+                raise FloatingPointError(
+                    f"parameter {layer.name!r} holds NaN or infinite values at step {self.step}: training has "
+                    "diverged, the masks are as before"
+                )
+        return magnitudes
+
+    @property
+    def costs(self) -> list[Tensor]:
+        """What each unit costs, broadcastable to the magnitudes and on their devices."""
+        return [c.to(layer.parameter.device) for c, layer in zip(self.budget.costs, self.layers)]
 
     @property
     def room(self) -> float:
         """Cost that the units may have now."""
         return self.budget.room(self.ramp)
+
+    def geometry(self) -> list[tuple[float, Tensor | None]]:
+        """The optimizer's step size and metric, layer by layer (`setpoint.geometry`)."""
+        return [proximal_geometry(self.optimizer, la.parameter, la.partition) for la in self.layers]
 
     def cut(self, scores: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Which units stay under the present budget, by magnitude or by the scores given: boolean tensors."""
@@ -60,12 +98,17 @@ class Units:
 class Method(ABC):
     """A way to make the final cut harmless. The cut itself, and so the target, is kept by the sparsifier.
 
-    A method is a frozen dataclass: its fields are its options, and it holds no state of the run.
+    A method is a frozen dataclass: its fields are its options, and it holds no state of the run. What it has to
+    remember of a run is in `Units.memory`.
     """
 
     name: ClassVar[str]
     # Whether units that were removed stay at zero until the next update, rather than being free to grow back.
     holds: ClassVar[bool] = False
+    # Whether units are multiplied by gates in the forward pass, which `gates` opens and shuts at every step.
+    gated: ClassVar[bool] = False
+    # Whether `after_step` has work at every step of the sparsify phase, beside the updates.
+    steps: ClassVar[bool] = False
 
     def check(self, layers: Sequence[Layer], target: Target | None, optimizer: Optimizer) -> None:
         """Refuse what the method cannot do, before the run.
@@ -86,6 +129,28 @@ class Method(ABC):
     @abstractmethod
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """What to multiply each unit's entries by, at an update of the sparsify phase; None leaves a layer as it is."""
+
+    def after_step(self, units: Units) -> None:  # noqa: B027 - most methods have nothing to do
+        """Called after each step of the sparsify phase if the method `steps`, before the update where there is one."""
+
+    def gates(self, units: Units, felt: Sequence[tuple[Tensor, Tensor]] | None) -> Sequence[tuple[Tensor, Tensor]]:
+        """Of a gated method: each layer's gates for the next training step, and those to evaluate with.
+
+        Args:
+            units: before the optimizer's step.
+            felt: for each layer its gates of this step, and the derivative of the loss by them, shaped as the
+                partition's counts. None where there is nothing to learn from: at the start of the sparsify phase, and
+                when a run is resumed, where the same gates as before must be given again.
+        """
+        raise NotImplementedError
+
+    def fold(self, units: Units, kept: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the kept units are multiplied by at the freeze; not 0 where a unit stays."""
+        return as_factors(kept)
+
+    def gauges(self, units: Units) -> dict[str, float]:
+        """Figures that tell how the method is doing, to be plotted over the run."""
+        return {}
 
     def keep(self, units: Units) -> Sequence[Tensor]:
         """The support at the freeze: which units stay for the rest of the run."""

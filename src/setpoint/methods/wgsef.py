@@ -73,14 +73,14 @@ class GroupSparseEnvelope(Method):
 
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """The proximal map, divided by the magnitudes."""
-        costs = [c.to(m.device) for c, m in zip(units.budget.costs, units.magnitudes)]
         room = units.room if self.level == "ramp" else units.budget.room(1.0)
         if self.debias:
             strength = min(1.0, self.time * units.share * 3.0 * units.progress**2)
-            return prox_group_envelope(units.magnitudes, room, strength, costs, debias=True)
+            return prox_group_envelope(units.magnitudes, room, strength, units.costs, debias=True)
         steps, metrics = zip(*units.geometry())
         # One strength for the set: what differs between parameter groups goes into the metric.
         base = max(steps)
         metric = [torch.ones(()) if h is None else h for h in metrics]
         metric = [h * (base / step) for h, step in zip(metric, steps)]
-        return prox_group_envelope(units.magnitudes, room, self.strength * base * units.elapsed, costs, metric=metric)
+        strength = self.strength * base * units.elapsed
+        return prox_group_envelope(units.magnitudes, room, strength, units.costs, metric=metric)

@@ -49,6 +49,10 @@ class Partition(ABC):
         """The l2 norm of each unit's entries, in float32 or better."""
 
     @abstractmethod
+    def sums(self, values: Tensor, tensor: Tensor) -> Tensor:
+        """The sum of one value an entry over each unit, in float32 or better; the units are those of `tensor`."""
+
+    @abstractmethod
     def expand(self, factors: Tensor, tensor: Tensor) -> Tensor:
         """Give each entry of the parameter its unit's factor: shape and memory order of the parameter."""
 
@@ -60,6 +64,11 @@ class Partition(ABC):
     def rest(self) -> int:
         """How many entries of the parameter belong to no unit and therefore always stay."""
         return 0
+
+    @property
+    def whole_outputs(self) -> bool:
+        """Whether a unit is all that makes one output: a neuron's or a filter's weights."""
+        return False
 
     def vectors(self, values: Tensor, kind: VectorKind) -> Tensor:
         """Arrange one value a unit as a matrix whose rows are vectors of the kind asked.
@@ -90,9 +99,12 @@ class Partition(ABC):
         return order, rows
 
 
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
 def _norm(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
-    work = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    norm: Tensor = torch.linalg.vector_norm(work, dim=dims, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(_exact(tensor), dim=dims, keepdim=True)
     return norm
 
 
@@ -107,6 +119,10 @@ class Slices(Partition):
     axes: ClassVar[tuple[str, ...]] = ("group", "output", "input", "tap")
 
     @property
+    def whole_outputs(self) -> bool:
+        return set(self.reduced) == {"input", "tap"}
+
+    @property
     def _dims(self) -> tuple[int, ...]:
         return tuple(self.axes.index(a) for a in self.reduced)
 
@@ -116,10 +132,11 @@ class Slices(Partition):
 
     def magnitudes(self, tensor: Tensor) -> Tensor:
         canonical = self.layout.to_canonical(tensor)
-        if not self._dims:
-            work = canonical if canonical.dtype in (torch.float32, torch.float64) else canonical.float()
-            return work.abs()
-        return _norm(canonical, self._dims)
+        return _norm(canonical, self._dims) if self._dims else _exact(canonical).abs()
+
+    def sums(self, values: Tensor, tensor: Tensor) -> Tensor:
+        canonical = _exact(self.layout.to_canonical(values))
+        return canonical.sum(self._dims, keepdim=True) if self._dims else canonical
 
     def expand(self, factors: Tensor, tensor: Tensor) -> Tensor:
         return self.layout.from_canonical(factors.reshape(self.counts).expand(self.layout.canonical))
@@ -152,11 +169,18 @@ class Blocks(Partition):
         rows, columns = self._matrix
         return -(-rows // self.height), -(-columns // self.width)
 
-    def magnitudes(self, tensor: Tensor) -> Tensor:
+    def _tiles(self, tensor: Tensor) -> Tensor:
+        """(down, height, across, width), padded with zeros."""
         matrix = self.layout.to_canonical(tensor).reshape(self._matrix)
         down, across = self.counts
         padded = F.pad(matrix, (0, across * self.width - matrix.shape[1], 0, down * self.height - matrix.shape[0]))
-        return _norm(padded.reshape(down, self.height, across, self.width), (1, 3)).reshape(self.counts)
+        return padded.reshape(down, self.height, across, self.width)
+
+    def magnitudes(self, tensor: Tensor) -> Tensor:
+        return _norm(self._tiles(tensor), (1, 3)).reshape(self.counts)
+
+    def sums(self, values: Tensor, tensor: Tensor) -> Tensor:
+        return _exact(self._tiles(values)).sum((1, 3))
 
     def expand(self, factors: Tensor, tensor: Tensor) -> Tensor:
         rows, columns = self._matrix
@@ -213,6 +237,9 @@ class NM(Partition):
 
     def magnitudes(self, tensor: Tensor) -> Tensor:
         return _norm(self._grouped(tensor) * self._smallest(tensor), (-1,)).squeeze(-1)
+
+    def sums(self, values: Tensor, tensor: Tensor) -> Tensor:
+        return (_exact(self._grouped(values)) * self._smallest(tensor)).sum(-1)
 
     def expand(self, factors: Tensor, tensor: Tensor) -> Tensor:
         inside = self._smallest(tensor)

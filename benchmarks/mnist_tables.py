@@ -1,0 +1,2 @@
+def write_results(model, mode, found, stem):
+    print("write", model, mode, len(found), stem)
