@@ -69,12 +69,12 @@ def run_all(args: argparse.Namespace) -> int:
     ]
     todo, failed = [], 0
     for task in tasks:
-        try:
-            if finished(task, args.runs) is None:
-                todo.append(task)
-        except ValueError as error:
+        result, fault = _look_up(task, args.runs)
+        if fault is not None:
             failed += 1
-            print(f"{task.name}: failed: {error}", flush=True)
+            print(f"{task.name}: failed: {fault}", flush=True)
+        elif result is None:
+            todo.append(task)
     # The dense twins first: the runs of a seed share one.
     first = [next(task for task in todo if task.seed == seed) for seed in dict.fromkeys(task.seed for task in todo)]
     batches = (first, [task for task in todo if task not in first])
@@ -116,17 +116,22 @@ def collect(args: argparse.Namespace) -> None:
     """Write the results from all finished runs."""
     from mnist_tables import write_results
 
-    found = []
+    found: list[dict[str, Any]] = []
     for task in tasks_in(args.runs, args.model, args.mode, args.epochs):
-        try:
-            result = finished(task, args.runs)
-        except ValueError as error:
-            if args.collect:
-                print(f"{task.name}: left out: {error}", flush=True)
-            continue
+        result, fault = _look_up(task, args.runs)
+        if fault is not None and args.collect:
+            print(f"{task.name}: left out: {fault}", flush=True)
         found += [] if result is None else [result]
     if found:
         write_results(args.model, args.mode, found, args.results / stem(args.model, args.mode))
+
+
+def _look_up(task: Task, runs: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The result of a finished run, or why its folder's cannot be taken for it."""
+    try:
+        return finished(task, runs), None
+    except ValueError as error:
+        return None, str(error)
 
 
 if __name__ == "__main__":

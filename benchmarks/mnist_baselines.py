@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mnist_runs import fine_tuning, narrow
 from torch import Tensor
 
+from mnist_runs import fine_tuning, narrow
 from setpoint.recipes import RunResult, TrainConfig
 from setpoint.recipes.data import load_dataset
 from setpoint.recipes.dense import dense_twin

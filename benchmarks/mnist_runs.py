@@ -49,7 +49,7 @@ MODES = {
         (0.9, 0.95, 0.98, 0.99),
         (*VARIANTS, DENSE_PRUNED),
         {"lenet300": 20, "lenet5": 8},
-        "weights of all layers",
+        "weights",
     ),
     "structured": Mode(
         # The ten outputs stay.
@@ -132,8 +132,8 @@ def fine_tuning(config: TrainConfig) -> TrainConfig:
     """Half the epochs, from half the learning rate: what a method's frozen phase gets, all of it at the target."""
     assert config.epochs is not None
     assert config.lr is not None
-    halves = {"epochs": max(1, config.epochs // 2), "lr": config.lr / 2}
-    return replace(config, method="magnitude", options={}, schedule="one-shot", begin=0, end=1, **halves)
+    told = replace(config, method="magnitude", options={}, schedule="one-shot", begin=0, end=1)
+    return replace(told, epochs=max(1, config.epochs // 2), lr=config.lr / 2)
 
 
 def narrow(config: TrainConfig) -> TrainConfig:
@@ -155,7 +155,7 @@ def finished(task: Task, runs: Path) -> dict[str, Any] | None:
     """The result of a finished run, with its variant beside; None where there is none.
 
     Raises:
-        ValueError: if the folder's run was told something else than the task is, or cannot be compared with it.
+        ValueError: if the folder's run was told something else than the task is, or its method is not there.
     """
     report = runs / task.name / "report.json"
     if not report.exists():

@@ -80,3 +80,14 @@ def test_comparison_with_and_without_twins(tmp_path: Path) -> None:
     compare_plot(group_runs(runs), tmp_path / "with.png")
     compare_plot(group_runs([make_run(dense=None)]), tmp_path / "without.png")
     assert pixels(tmp_path / "with.png").std() > 10
+
+
+def test_baselines_are_drawn_in_black_and_leave_the_methods_their_colours(tmp_path: Path) -> None:
+    runs = [make_run(method, sparsity) for method in ("a", "b") for sparsity in (0.8, 0.9)]
+    compare_plot(group_runs(runs), tmp_path / "solid.png")
+    compare_plot(group_runs(runs), tmp_path / "dashed.png", dashed=["a"])
+    ink, blue, orange = (0x22, 0x22, 0x22), (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)
+    solid, dashed = pixels(tmp_path / "solid.png"), pixels(tmp_path / "dashed.png")
+    found = [[bool((image == colour).all(-1).any()) for colour in (blue, orange)] for image in (solid, dashed)]
+    assert found == [[True, True], [True, False]]
+    assert (dashed == ink).all(-1).sum() > 1.2 * (solid == ink).all(-1).sum()

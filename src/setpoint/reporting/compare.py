@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -122,15 +122,30 @@ def compare_table(groups: Sequence[RunGroup]) -> Table:
     return table
 
 
-def compare_plot(groups: Sequence[RunGroup], path: Path) -> None:
-    """Draw test accuracy against sparsity: a line a label, bars from the least to the greatest of the seeds."""
+def compare_plot(
+    groups: Sequence[RunGroup],
+    path: Path,
+    *,
+    dashed: Collection[str] = (),
+    xlabel: str = "sparsity (zeros in the sparse layers)",
+) -> None:
+    """Draw test accuracy against sparsity: a line a label, bars from the least to the greatest of the seeds.
+
+    Args:
+        groups: what to draw.
+        path: of the PNG.
+        dashed: labels of baselines, drawn in black and dashed.
+        xlabel: what the groups' sparsity counts.
+    """
     figure = new_figure(7.5, 4.6)
     axes = figure.subplots()
-    labels = sorted({group.label for group in groups})
+    labels = sorted({group.label for group in groups}, key=lambda label: (label in dashed, label))
+    solid = sum(label not in dashed for label in labels)
     for index, label in enumerate(labels):
-        _draw_line(axes, [group for group in groups if group.label == label], index)
+        style = _solid(index) if index < solid else _dashed(index - solid)
+        _draw_line(axes, [group for group in groups if group.label == label], style)
     _draw_dense(axes, groups)
-    axes.set_xlabel("sparsity (zeros in the sparse layers)", fontsize=10)
+    axes.set_xlabel(xlabel, fontsize=10)
     axes.set_ylabel("test accuracy", fontsize=10)
     percent_axis(axes.xaxis)
     percent_axis(axes.yaxis)
@@ -140,7 +155,16 @@ def compare_plot(groups: Sequence[RunGroup], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _draw_line(axes: Any, groups: Sequence[RunGroup], index: int) -> None:
+def _solid(index: int) -> dict[str, Any]:
+    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": "-"}
+
+
+def _dashed(index: int) -> dict[str, Any]:
+    # From the last marker backwards, so that few lines share one with a method.
+    return {"color": INK, "marker": MARKERS[-1 - index % len(MARKERS)], "linestyle": "--"}
+
+
+def _draw_line(axes: Any, groups: Sequence[RunGroup], style: Mapping[str, Any]) -> None:
     means = [group.test.mean for group in groups]
     below = [group.test.mean - group.test.low for group in groups]
     above = [group.test.high - group.test.mean for group in groups]
@@ -149,12 +173,11 @@ def _draw_line(axes: Any, groups: Sequence[RunGroup], index: int) -> None:
         means,
         yerr=[below, above],
         label=groups[0].label,
-        color=COLORS[index % len(COLORS)],
-        marker=MARKERS[index % len(MARKERS)],
         markersize=6,
         linewidth=1.6,
         elinewidth=1.2,
         capsize=3,
+        **style,
     )
 
 
