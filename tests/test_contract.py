@@ -10,7 +10,7 @@ from setpoint.units import partition
 
 from nets import build, train
 
-METHODS = ("magnitude", "gsp", "wgsef")
+METHODS = ("magnitude", "gsp", "wgsef", "l0", "hoyer")
 UNITS = ("weight", "row", "column", "kernel", "filter", (4, 4), (3, 2), "2:4", "1:3")
 SCOPES = ("global", "uniform", "erk", "globs")
 COSTS = ("units", "params")

@@ -23,10 +23,12 @@ def proximal_geometry(optimizer: Optimizer, parameter: Tensor, partition: Partit
 
     A unit whose gradient stays g is moved by `step * g / h`. For SGD the step is `lr (1 - dampening) / (1 - momentum)`,
     all the moves that one gradient causes through the momentum, and h is 1; for Adam and AdamW the step is lr and
-    `h = sqrt(v) + eps`, with the bias-corrected second moment averaged over each unit.
+    `h = sqrt(v) + eps`, with the bias-corrected second moment averaged over each unit (`share_second_moment` makes
+    the optimizer step with that one, too).
 
     Returns:
-        The step, and h shaped as the partition's counts; None for h = 1.
+        The step, and h shaped as the partition's counts; None for h = 1. The step is 0 for a parameter that Adam has
+        not moved yet, as it then has no metric.
 
     Raises:
         ValueError: for an optimizer of another kind.
@@ -36,18 +38,65 @@ def proximal_geometry(optimizer: Optimizer, parameter: Tensor, partition: Partit
         momentum, dampening = float(group["momentum"]), float(group["dampening"])
         return float(group["lr"]) * (1.0 - dampening if momentum else 1.0) / (1.0 - momentum), None
     if isinstance(optimizer, Adam | AdamW):
-        return float(group["lr"]), _adam_metric(optimizer.state[parameter], group, partition)
+        state = optimizer.state.get(parameter)
+        if not state:
+            return 0.0, None
+        moment = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        return float(group["lr"]), _denominator(_means(moment, parameter, partition), state, group)
     names = ", ".join(kind.__name__ for kind in FOLLOWED)
     raise ValueError(f"optimizer {type(optimizer).__name__} takes steps of unknown geometry; possible: {names}")
 
 
-def _adam_metric(state: dict[str, Any], group: dict[str, Any], partition: Partition) -> Tensor:
-    moment: Tensor = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+@torch.no_grad()
+def share_second_moment(optimizer: Adam | AdamW, parameter: Tensor, partition: Partition) -> None:
+    """Turn the step that Adam or AdamW has just taken into one with a single second moment for each unit.
+
+    The second moment is replaced by its mean v over each unit, and the parameter moved on by
+    `lr m (1 / h_entry - 1 / h_unit)`, with the bias-corrected first moment m and `h = sqrt(v) + eps`. The moment being
+    linear in the squared gradients, calling this after every step is Adam with
+    `v = beta2 v + (1 - beta2) mean(g^2)` exactly; of AMSGrad, with the largest such v so far. Only then has a
+    unit one metric h, in which its proximal map is exact.
+
+    Nothing is done for units of one entry, nor for a parameter that has not been moved yet. Where it got no gradient
+    in this step it took none, so that there is none to correct. Weight decay, of either kind, and `maximize` need no
+    care: neither passes the denominator alone.
+
+    Source: the block-diagonal case of Yun, Lozano, Yang (see above); on their own, such steps are those of Y. Zhang et
+    al., "Adam-mini: use fewer learning rates to gain more", ICLR 2025.
+    """
+    group, state = _group(optimizer, parameter), optimizer.state.get(parameter)
+    if not state or not bool((partition.sizes() > 1).any()):
+        return
+    moment: Tensor = state["exp_avg_sq"]
+    used: Tensor = state["max_exp_avg_sq"] if group["amsgrad"] else moment
+    exact = torch.promote_types(parameter.dtype, torch.float32)
+    entry, mean = _denominator(used.to(exact), state, group), _means(moment, parameter, partition)
+    largest = mean
+    if used is not moment:
+        # The unit's former maximum still stands in the entries that did not exceed it; if all did, so does their mean.
+        stands = (used > moment).double()
+        count = partition.sums(stands, parameter)
+        former = partition.sums(stands * used, parameter) / count.clamp_min(1.0)
+        largest = torch.maximum(former, mean)
+        used.copy_(partition.expand(largest, parameter))
+    moment.copy_(partition.expand(mean, parameter))
+    if parameter.grad is None:
+        return
+    unit = partition.expand(_denominator(largest, state, group).to(exact), parameter)
+    scale = float(group["lr"]) / (1.0 - float(group["betas"][0]) ** float(state["step"]))
+    first = state["exp_avg"].to(exact)
+    parameter.add_((first / entry).sub_(first / unit).mul_(scale).to(parameter.dtype))
+
+
+def _means(moment: Tensor, parameter: Tensor, partition: Partition) -> Tensor:
+    """Over each unit, in float64: summed in float32, a thousand steps would pile up the rounding."""
+    return partition.sums(moment.double(), parameter) / partition.sizes().to(moment.device).clamp_min(1.0)
+
+
+def _denominator(moment: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    """`sqrt(v) + eps`, the bias corrected, as torch has it."""
     correction = 1.0 - float(group["betas"][1]) ** float(state["step"])
-    sizes = partition.sizes().to(moment.device)
-    mean = partition.magnitudes(moment.sqrt()).double().square() / sizes.clamp_min(1.0)
-    metric: Tensor = (mean / correction).sqrt() + float(group["eps"])
-    return metric
+    return moment.sqrt().div_(correction**0.5).add_(float(group["eps"]))
 
 
 def _group(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:

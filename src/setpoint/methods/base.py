@@ -107,8 +107,11 @@ class Method(ABC):
     holds: ClassVar[bool] = False
     # Whether units are multiplied by gates in the forward pass, which `gates` opens and shuts at every step.
     gated: ClassVar[bool] = False
-    # Whether `after_step` has work at every step of the sparsify phase, beside the updates.
-    steps: ClassVar[bool] = False
+
+    @property
+    def steps(self) -> bool:
+        """Whether `after_step` has work at every step of the sparsify phase, beside the updates."""
+        return False
 
     def check(self, layers: Sequence[Layer], target: Target | None, optimizer: Optimizer) -> None:
         """Refuse what the method cannot do, before the run.

@@ -6,6 +6,8 @@ from importlib.metadata import entry_points
 
 from setpoint.methods.base import Method
 from setpoint.methods.gsp import GroupedSparseProjection
+from setpoint.methods.hoyer import DeepHoyer
+from setpoint.methods.l0 import ConstrainedL0
 from setpoint.methods.magnitude import Magnitude
 from setpoint.methods.wgsef import GroupSparseEnvelope
 
@@ -13,6 +15,8 @@ _METHODS: dict[str, type[Method]] = {
     "magnitude": Magnitude,
     "gsp": GroupedSparseProjection,
     "wgsef": GroupSparseEnvelope,
+    "hoyer": DeepHoyer,
+    "l0": ConstrainedL0,
 }
 
 

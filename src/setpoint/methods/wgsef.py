@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -12,11 +12,14 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from setpoint.budget import Target
 from setpoint.functional import prox_group_envelope
-from setpoint.geometry import FOLLOWED
+from setpoint.geometry import FOLLOWED, share_second_moment
 from setpoint.methods.base import Method, Units
-from setpoint.units import Layer
+from setpoint.units import Layer, Partition
 
 Level = Literal["ramp", "target"]
+Rise = Literal["quadratic", "linear", "constant"]
+
+_POWERS: dict[str, int] = {"quadratic": 2, "linear": 1, "constant": 0}
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,30 @@ class GroupSparseEnvelope(Method):
     the identity to the hard cut as its strength rises to 1.
 
     Attributes:
-        debias: take the de-biased map, whose strength rises quadratically through the sparsify phase. Otherwise the
-            convex envelope at a constant strength, in the optimizer's own geometry.
+        debias: take the de-biased map. Otherwise the convex envelope, in the optimizer's own geometry. For units of
+            several weights Adam and AdamW are then given one second moment a unit throughout the sparsify phase
+            (`setpoint.geometry.share_second_moment`), as the map is exact in no other.
         time: regularisation time of the de-biased map: the sum of its strengths over the phase. Far below 2 nothing
             happens before the cut; far above 50 the method is gradual magnitude pruning that lets units grow back.
         strength: coefficient of the convex envelope in the loss, as of a weight decay; times the optimizer's step size
             (`lr / (1 - momentum)` for SGD; Adam's metric for Adam and AdamW).
+        rise: how the strength goes through the sparsify phase: as the square of its progress, in proportion to it, or
+            not at all. De-biased it rises from 0 with the sum that `time` names, by default quadratically; of the
+            convex envelope it rises from 0 to `strength`, by default it is constant.
         level: the budget of the envelope follows the schedule (`"ramp"`), or is the target's throughout (`"target"`).
+        weights: per parameter name, non-negative weights of its units in the envelope's quadratic (shaped as the
+            parameter for single weights, otherwise broadcastable to the partition's counts): units of larger weight
+            go first, in the map and in the cut, which ranks by magnitude / sqrt(weight). Those of weight 0 are never
+            shrunk and the last to go. Others have weight 1. The de-biased strength is that of the largest weight under
+            a budget, which a strength of 1 cuts hard; it is smaller for the others in proportion.
     """
 
     debias: bool = True
-    time: float = 30.0
+    time: float = 100.0
     strength: float = 5e-4
+    rise: Rise | None = None
     level: Level = "ramp"
+    weights: Mapping[str, Tensor] | None = None
 
     name: ClassVar[str] = "wgsef"
 
@@ -49,38 +63,104 @@ class GroupSparseEnvelope(Method):
         for field in ("time", "strength"):
             if not 0.0 < getattr(self, field) < float("inf"):
                 raise ValueError(f"wgsef {field}={getattr(self, field)} must be a number above 0")
+        if self.rise is not None and self.rise not in get_args(Rise):
+            raise ValueError(f"wgsef rise={self.rise!r} is none of {', '.join(get_args(Rise))}")
         if self.level not in get_args(Level):
             raise ValueError(f"wgsef level={self.level!r} is none of {', '.join(get_args(Level))}")
 
+    @property
+    def steps(self) -> bool:
+        """Only the convex envelope looks at every step: what survives the other is not moved, in whatever metric."""
+        return not self.debias
+
     def check(self, layers: Sequence[Layer], target: Target | None, optimizer: Optimizer) -> None:
-        """Refuse, for the convex envelope, optimizers whose steps its proximal map cannot follow."""
+        """Refuse weights that do not fit and, for the convex envelope, steps that its proximal map cannot follow."""
         super().check(layers, target, optimizer)
+        self._check_weights({layer.name: layer.partition for layer in layers})
         if self.debias:
-            return  # what survives is not moved, so that the stationary points are the same in every metric
+            return
         if not isinstance(optimizer, FOLLOWED):
             names = ", ".join(kind.__name__ for kind in FOLLOWED)
             raise ValueError(
                 f"wgsef with debias=False cannot follow the steps of {type(optimizer).__name__}; possible: {names}, "
                 "or debias=True with any optimizer"
             )
-        grouped = next((la.name for la in layers if bool((la.partition.sizes() > 1).any())), None)
-        if isinstance(optimizer, Adam | AdamW) and grouped is not None:
+        pattern = next((layer.name for layer in layers if layer.partition.rest), None)
+        if isinstance(optimizer, Adam | AdamW) and pattern is not None:
             raise ValueError(
-                f"wgsef with debias=False: {type(optimizer).__name__} scales each entry of a unit of {grouped!r} by "
-                "itself, which a proximal map of whole units does not follow; possible: SGD, unit='weight', or "
+                f"wgsef with debias=False: {type(optimizer).__name__} scales each entry of {pattern!r} by itself, and "
+                "N:M units, which change with the weights, can share no scale; possible: SGD, another unit, or "
                 "debias=True"
             )
 
+    def scores(self, units: Units) -> Sequence[Tensor]:
+        """The order in which the map takes units away as its strength grows: by magnitude / sqrt(weight)."""
+        weights = self._weights(units)
+        if weights is None:
+            return units.magnitudes
+        # Not divided by zero: a unit of weight 0 is the last to go.
+        return [m.double() / w.sqrt().clamp_min(1e-30) for m, w in zip(units.magnitudes, weights)]
+
+    def after_step(self, units: Units) -> None:
+        """Give each unit one second moment under Adam and AdamW."""
+        if isinstance(units.optimizer, Adam | AdamW):
+            for layer in units.layers:
+                share_second_moment(units.optimizer, layer.parameter, layer.partition)
+
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """The proximal map, divided by the magnitudes."""
-        room = units.room if self.level == "ramp" else units.budget.room(1.0)
+        weights, room = self._weights(units), units.budget.room(units.ramp if self.level == "ramp" else 1.0)
+        if weights is not None:
+            # Units of weight 0 take no part in the envelope's budget, but in the cut's.
+            free = sum(float((c * (w == 0)).expand_as(w).sum()) for c, w in zip(units.costs, weights))
+            room = max(room - free, 0.0)
         if self.debias:
-            strength = min(1.0, self.time * units.share * 3.0 * units.progress**2)
-            return prox_group_envelope(units.magnitudes, room, strength, units.costs, debias=True)
+            heaviest = 1.0 if weights is None else max(float(w.max()) for w in weights) or 1.0
+            strength = min(1.0, self.time * units.share * self._risen(units)) / heaviest
+            return prox_group_envelope(units.magnitudes, room, strength, units.costs, weights, debias=True)
         steps, metrics = zip(*units.geometry())
         # One strength for the set: what differs between parameter groups goes into the metric.
         base = max(steps)
+        if base == 0.0:
+            return [None] * len(steps)
         metric = [torch.ones(()) if h is None else h for h in metrics]
-        metric = [h * (base / step) for h, step in zip(metric, steps)]
-        strength = self.strength * base * units.elapsed
-        return prox_group_envelope(units.magnitudes, room, strength, units.costs, metric=metric)
+        metric = [h * (base / max(step, 1e-30 * base)) for h, step in zip(metric, steps)]
+        strength = self.strength * base * units.elapsed * self._risen(units)
+        return prox_group_envelope(units.magnitudes, room, strength, units.costs, weights, metric)
+
+    def _risen(self, units: Units) -> float:
+        """The strength's course: of mean 1 over the phase de-biased, up to 1 otherwise."""
+        power = _POWERS[self.rise or ("quadratic" if self.debias else "constant")]
+        return float((power + 1 if self.debias else 1) * units.progress**power)
+
+    def _weights(self, units: Units) -> list[Tensor] | None:
+        """Of the units of each layer, shaped as their magnitudes; None where all are 1."""
+        if not self.weights:
+            return None
+        given = [self.weights.get(name, torch.ones(())) for name in units.names]
+        return [_spread(w, p).to(m.device, torch.float64) for w, p, m in zip(given, units.partitions, units.magnitudes)]
+
+    def _check_weights(self, partitions: Mapping[str, Partition]) -> None:
+        for name, weights in (self.weights or {}).items():
+            if name not in partitions:
+                raise ValueError(
+                    f"weights are given for {name!r}, which is none of the layers: {', '.join(partitions)}"
+                )
+            if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+                raise ValueError(f"the weights of {name!r} must be finite and not negative")
+            try:
+                _spread(weights, partitions[name])
+            except RuntimeError:
+                counts = partitions[name].counts
+                raise ValueError(
+                    f"the weights of {name!r} have shape {tuple(weights.shape)}; possible: what broadcasts to its "
+                    f"units, {counts}, and for single weights the parameter's shape"
+                ) from None
+
+
+def _spread(weights: Tensor, partition: Partition) -> Tensor:
+    """One weight a unit."""
+    shape = tuple(weights.shape)
+    if weights.ndim and shape == partition.layout.shape and bool((partition.sizes() == 1).all()):
+        return partition.magnitudes(weights)
+    return weights.expand(partition.counts)

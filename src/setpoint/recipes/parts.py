@@ -78,7 +78,8 @@ def build_initial(config: TrainConfig, dataset: Dataset) -> nn.Module:
     torch.manual_seed(config.seed)
     model = build_model(str(config.model), shape=dataset.shape, classes=len(dataset.classes), width=config.width)
     torch.manual_seed(derive_seed("training", config.seed))
-    return model.to(config.device)
+    # Pooling and, on a GPU, convolutions are faster where channels lie last; the mathematics is the same.
+    return model.to(config.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:

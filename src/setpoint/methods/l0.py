@@ -1,0 +1,161 @@
+"""Hard-concrete gates under a constraint on the cost of those that are open, as a training method."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from setpoint.functional.hard_concrete import hard_concrete, hard_concrete_open, hard_concrete_slope
+from setpoint.methods.base import Method, Units, as_factors
+from setpoint.methods.multiplier import ProportionalIntegral
+
+# Bounds of log alpha: gates that are quite open or shut can be learned back within a part of the run. What is counted
+# is open gates, not probabilities, so that a shut gate costs nothing at any bound.
+_BOUNDS = (-6.0, 4.0)
+# Decay rates of Adam's moments and of the average size of a slope.
+_FIRST, _SECOND, _SIZE = 0.9, 0.99, 0.99
+
+
+@dataclass(frozen=True)
+class ConstrainedL0(Method):
+    """Learn which units to keep: a random gate on each, and a multiplier that makes the gates' cost meet the budget.
+
+    Every unit is multiplied by a hard-concrete gate, drawn anew at each step of the sparsify phase and at its median in
+    evaluation. The gates descend, by an Adam of their own, on the loss plus a multiplier times the expected cost of
+    what is open (J. Gallego-Posada et al., "Controlled sparsity via constrained optimization", NeurIPS 2022; the gates:
+    C. Louizos et al., ICLR 2018). The multiplier follows the *actual* cost of the gates whose median is open, against
+    the budget of the schedule, so that the end is on target without a search. At the freeze the medians are multiplied
+    into the weights and the gates are gone.
+
+    There is one multiplier for each budget: one for the model under `scope="global"`, one a layer under `"uniform"`.
+
+    Attributes:
+        lr: step size of the gates' Adam, on log alpha.
+        opening: probability that a gate is open at the start, in (0.5, 1).
+        proportional: gain of the multiplier on changes of the violation, which is the logarithm of actual by allowed
+            cost, at most 1 in size; the multiplier is in units of the average slope of the loss by the gates.
+        integral: its gain on the violation itself.
+        restart: set the multiplier to zero as soon as the constraint holds, as the paper does.
+        seed: of the gates' random numbers. They are the same on all ranks and do not touch torch's own.
+    """
+
+    lr: float = 0.05
+    opening: float = 0.95
+    proportional: float = 10.0
+    integral: float = 0.1
+    restart: bool = False
+    seed: int = 0
+
+    name: ClassVar[str] = "l0"
+    gated: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.lr < math.inf:
+            raise ValueError(f"l0 lr={self.lr} must be a number above 0")
+        if not 0.5 < self.opening < 1.0:
+            raise ValueError(f"l0 opening={self.opening} must lie between 0.5 and 1")
+        _ = self._multiplier  # refuses gains out of range
+
+    @property
+    def _multiplier(self) -> ProportionalIntegral:
+        return ProportionalIntegral(self.proportional, self.integral, self.restart)
+
+    def factors(self, units: Units) -> Sequence[Tensor | None]:
+        """Nothing: the gates work at every step."""
+        return [None] * len(units.layers)
+
+    def gates(self, units: Units, felt: Sequence[tuple[Tensor, Tensor]] | None) -> Sequence[tuple[Tensor, Tensor]]:
+        """A sample for the next step, and the medians."""
+        if not units.memory:
+            self._start(units)
+        elif felt is not None:
+            self._learn(units, felt)
+        return [
+            (hard_concrete(a, self._noise(layer.name, units.memory["steps"], a)), hard_concrete(a))
+            for layer, a in zip(units.layers, units.memory["log_alpha"])
+        ]
+
+    def scores(self, units: Units) -> Sequence[Tensor]:
+        """By the gates, whatever the cost, which the gates have felt already; among equal ones by magnitude."""
+        if not units.memory:
+            return units.magnitudes
+        top = max(float(m.max()) for m in units.magnitudes) or 1.0
+        return [
+            a.double().sigmoid() * (1.0 + 1e-9 * m / top) * c.sqrt()
+            for a, m, c in zip(units.memory["log_alpha"], units.magnitudes, units.costs)
+        ]
+
+    def fold(self, units: Units, kept: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The medians; for a unit that is kept though its gate is shut, the probability that it is open."""
+        if not units.memory:
+            return as_factors(kept)
+        return [_folded(a).masked_fill(~k, 0.0) for a, k in zip(units.memory["log_alpha"], kept)]
+
+    def gauges(self, units: Units) -> dict[str, float]:
+        """The multiplier, and by how much open gates cost more than they may (a logarithm)."""
+        memory = units.memory
+        return {"multiplier": float(memory["multiplier"]), "violation": float(memory["violation"])}
+
+    def _start(self, units: Units) -> None:
+        shut = math.log(self.opening / (1.0 - self.opening)) - float(hard_concrete_open(torch.zeros(())).logit())
+        alphas = [
+            torch.full(p.counts, shut, device=la.parameter.device) for p, la in zip(units.partitions, units.layers)
+        ]
+        units.memory.update(
+            log_alpha=alphas,
+            first=[torch.zeros_like(a) for a in alphas],
+            second=[torch.zeros_like(a) for a in alphas],
+            size=torch.zeros((), device=alphas[0].device),
+            steps=0,
+            **self._multiplier.start(alphas[0].device),
+        )
+
+    def _noise(self, name: str, step: int, like: Tensor) -> Tensor:
+        """Uniform numbers that depend on the seed, the layer and the step alone."""
+        generator = torch.Generator(like.device)
+        generator.manual_seed(zlib.crc32(f"{self.seed} {step} {name}".encode()))
+        return torch.rand(like.shape, generator=generator, device=like.device)
+
+    def _learn(self, units: Units, felt: Sequence[tuple[Tensor, Tensor]]) -> None:
+        memory: dict[str, Any] = units.memory
+        memory["steps"] += 1
+        alphas = memory["log_alpha"]
+        home = memory["size"].device
+        pulls = [slope * hard_concrete_slope(z) for z, slope in felt]
+        costs = [c.to(a.dtype) for c, a in zip(units.costs, alphas)]
+        open_cost = torch.stack([(c * (hard_concrete(a) > 0)).sum().to(home) for c, a in zip(costs, alphas)]).sum()
+        mean_cost = (units.budget.total - units.budget.fixed) / sum(a.numel() for a in alphas)
+        # No room at all is as good as very little: the violation is at its bound either way.
+        violation = torch.log(open_cost / max(units.room, 1e-30)).clamp(-1.0, 1.0)
+        multiplier = self._multiplier.step(memory, violation) * self._size(memory, pulls)
+        for a, first, second, pull, cost in zip(alphas, memory["first"], memory["second"], pulls, costs):
+            p = hard_concrete_open(a)
+            gradient = pull + multiplier.to(a.device) * (cost / mean_cost) * p * (1.0 - p)
+            self._descend(a, first, second, gradient, memory["steps"])
+
+    def _size(self, memory: dict[str, Any], pulls: Sequence[Tensor]) -> Tensor:
+        """Average size of the loss's pull at a gate that moves, over the last steps."""
+        home = memory["size"].device
+        square = torch.stack([p.square().sum().to(home) for p in pulls]).sum()
+        moving = torch.stack([p.count_nonzero().to(home) for p in pulls]).sum()
+        memory["size"].lerp_((square / moving.clamp_min(1)).sqrt().to(memory["size"].dtype), 1.0 - _SIZE)
+        size = memory["size"] / (1.0 - _SIZE ** memory["steps"])
+        return torch.where(size > 0, size, 1.0)
+
+    def _descend(self, a: Tensor, first: Tensor, second: Tensor, gradient: Tensor, step: int) -> None:
+        """One step of Adam."""
+        first.lerp_(gradient, 1.0 - _FIRST)
+        second.lerp_(gradient.square(), 1.0 - _SECOND)
+        root = (second / (1.0 - _SECOND**step)).sqrt_().clamp_min_(1e-30)
+        a.addcdiv_(first, root, value=-self.lr / (1.0 - _FIRST**step)).clamp_(*_BOUNDS)
+
+
+def _folded(log_alpha: Tensor) -> Tensor:
+    median = hard_concrete(log_alpha)
+    return torch.where(median > 0, median, hard_concrete_open(log_alpha))
