@@ -52,6 +52,9 @@ def test_train_report_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[
 
     assert run("report", "runs/digits-mlp-gsp-0.9-seed0") == 0
     assert capsys.readouterr().out in out
+    (tmp_path / "runs/digits-mlp-gsp-0.9-seed0/updates.csv").unlink()
+    assert run("report", "runs/digits-mlp-gsp-0.9-seed0") == 0
+    assert capsys.readouterr().out in out
     assert run("compare", "runs/digits-mlp-gsp-0.9-seed0", "second", "--out", "plot.png") == 0
     table = capsys.readouterr().out
     assert "gsp" in table

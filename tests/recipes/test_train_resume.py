@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import setpoint
+from setpoint.methods import Magnitude, Units
 from setpoint.recipes import Progress, TrainConfig, read_result, train_run
 from setpoint.recipes.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 
@@ -38,7 +39,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def assert_same_model(first: Path, second: Path) -> None:
+def assert_same(first: Path, second: Path) -> None:
+    """The same weights, and the same way there."""
+    assert (first / "updates.csv").read_bytes() == (second / "updates.csv").read_bytes()
     one, two = (setpoint.load(folder / "model.safetensors") for folder in (first, second))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -58,7 +61,7 @@ def test_sigkill_at_any_moment(whole: Path, tmp_path: Path) -> None:
         process = subprocess.Popen([*COMMAND, "--out", str(broken), "--resume"], stdout=subprocess.DEVNULL)
     assert process.wait() == 0
     assert kills >= 1
-    assert_same_model(whole, broken)
+    assert_same(whole, broken)
     assert not list(broken.glob("*checkpoint.pt"))
     assert not list(broken.glob(".*.part"))
 
@@ -83,14 +86,31 @@ def test_an_exception_in_either_stage(stage: str, epoch: int, whole: Path, tmp_p
     with pytest.raises(StopError):
         train_run(CONFIG, tmp_path / "run", progress=stop)
     result = train_run(CONFIG, tmp_path / "run", resume=True)
-    assert_same_model(whole, tmp_path / "run")
+    assert_same(whole, tmp_path / "run")
     expected = read_result(whole / "report.json")
     assert result.report == expected.report
     assert result.dense_test_accuracy == expected.dense_test_accuracy
     assert train_run(CONFIG, tmp_path / "run", resume=True) == result
 
 
-def stopped(folder: Path) -> None:
+def test_the_methods_gauges_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gauges(self: Magnitude, units: Units) -> dict[str, float]:
+        return {"largest": max(float(m.max()) for m in units.magnitudes), "room": units.room}
+
+    monkeypatch.setattr(Magnitude, "gauges", gauges)
+    config = replace(CONFIG, method="magnitude", dense_twin=False)
+    train_run(config, tmp_path / "whole")
+    stopped(tmp_path / "run", config)
+    path = tmp_path / "run/updates.csv"
+    begun = path.read_bytes()
+    assert begun.startswith(b"step,asked,zeros,largest,room\r\n")
+    train_run(config, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+    assert len(path.read_bytes()) > len(begun)
+    assert path.read_bytes().startswith(begun)
+
+
+def stopped(folder: Path, config: TrainConfig = CONFIG) -> None:
     """Leave an unfinished run."""
 
     def stop(progress: Progress) -> None:
@@ -98,7 +118,7 @@ def stopped(folder: Path) -> None:
             raise StopError
 
     with pytest.raises(StopError):
-        train_run(CONFIG, folder, progress=stop)
+        train_run(config, folder, progress=stop)
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from PIL import Image
 
 import setpoint
 from setpoint.deploy import read_metadata
+from setpoint.methods import Magnitude, Units
 from setpoint.recipes import Progress, RunResult, TrainConfig, load_config, read_result, train_run
+from setpoint.recipes.drawing import draw_run
+from setpoint.recipes.run_folder import RunFolder, read_updates, write_updates
 
 QUICK = TrainConfig(epochs=4, width=0.25)
 FILES = {
@@ -23,6 +27,7 @@ FILES = {
     "model.safetensors",
     "report.json",
     "training.png",
+    "updates.csv",
 }
 
 
@@ -86,6 +91,55 @@ def test_metrics_have_a_row_an_epoch(tmp_path: Path) -> None:
     assert float(chosen["validation_accuracy"]) == result.validation_accuracy
     assert float(rows[-1]["sparsity"]) == result.report["sparsity"]
     assert float(rows[-1]["requested"]) == pytest.approx(result.report["sparsity"])
+
+
+def gauged(self: Magnitude, units: Units) -> dict[str, float]:
+    return {"progress": units.progress, "ramp": units.ramp}
+
+
+def test_updates_have_a_row_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Magnitude, "gauges", gauged)
+    result = train_run(replace(QUICK, method="magnitude", interval=4, dense_twin=False), tmp_path / "run")
+    rows = read_updates(tmp_path / "run/updates.csv")
+    # Of 132 steps, those from 13 to 66 sparsify.
+    assert [row["step"] for row in rows] == list(range(17, 66, 4))
+    assert all(list(row) == ["step", "asked", "zeros", "progress", "ramp"] for row in rows)
+    for row in rows:
+        assert row["progress"] == (row["step"] - 13) / 53
+        assert row["ramp"] == pytest.approx(1 - (1 - row["progress"]) ** 3)
+        assert row["asked"] == pytest.approx(row["ramp"] * result.report["requested"])
+        assert row["zeros"] == pytest.approx(row["asked"], abs=1e-3)
+
+
+def test_updates_are_read_as_they_were_written(tmp_path: Path) -> None:
+    history = [
+        {"step": 3, "asked": 0.1, "zeros": 1 / 3, "strength": 1e-300},
+        {"step": 10**12, "asked": 0.1 + 0.2, "zeros": 1.0, "strength": float("nan"), "late": -2.5},
+    ]
+    write_updates(history, tmp_path / "updates.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["updates.csv"]
+    first, second = read_updates(tmp_path / "updates.csv")
+    assert math.isnan(first.pop("late"))
+    assert first == history[0]
+    assert isinstance(first["step"], int)
+    assert second == pytest.approx(history[1], nan_ok=True, rel=0, abs=0)
+    assert list(second) == ["step", "asked", "zeros", "strength", "late"]
+
+
+def test_a_schedule_without_updates_leaves_no_file_of_them(tmp_path: Path) -> None:
+    train_run(replace(QUICK, schedule="one-shot"), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES - {"updates.csv"}
+
+
+def test_a_folder_from_before_there_were_updates_is_drawn(tmp_path: Path) -> None:
+    result, folder = train_run(QUICK, tmp_path / "run"), RunFolder(tmp_path / "run")
+    drawn = (folder.path / "training.png").read_bytes()
+    draw_run(folder, result, (1, 8, 8))
+    assert (folder.path / "training.png").read_bytes() == drawn
+    folder.updates.unlink()
+    draw_run(folder, result, (1, 8, 8))
+    assert (folder.path / "training.png").read_bytes() != drawn
+    assert not folder.updates.exists()
 
 
 def test_the_runs_file_repeats_it(tmp_path: Path) -> None:

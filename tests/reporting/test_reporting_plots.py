@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 from test_reporting_tables import layer, make_run
 
+import setpoint.reporting.plots
 from setpoint.reporting import compare_plot, first_layer_plot, group_runs, layers_plot, training_plot
 
 GREY = (0x9A, 0x9A, 0x9A)
@@ -17,6 +20,7 @@ GREY = (0x9A, 0x9A, 0x9A)
 def row(epoch: int, phase: str, requested: float | None = 0.5) -> dict[str, Any]:
     return {
         "epoch": epoch,
+        "step": 10 * epoch,
         "phase": phase,
         "validation_accuracy": 0.9 + 0.01 * epoch,
         "sparsity": 0.2 * epoch,
@@ -41,6 +45,111 @@ def test_training(tmp_path: Path, epochs: int, requested: float | None) -> None:
         training_plot(rows, tmp_path / name, dense=rows, chosen=epochs, title="title")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert pixels(tmp_path / "a").std() > 10
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn, instead of their files."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(setpoint.reporting.plots, "save_figure", lambda figure, path: drawn.append(figure))
+    return drawn
+
+
+def run_rows(requested: float | None = 0.5) -> list[dict[str, Any]]:
+    """Of a run of five epochs that sparsifies from step 5 to step 25."""
+    return [row(i + 1, phase, requested) for i, phase in enumerate(("sparsify",) * 2 + ("frozen",) * 3)]
+
+
+def updates(**gauges: tuple[float, float, float]) -> list[dict[str, float]]:
+    common = [(10, 0.25, 0.125), (15, 0.375, 0.25), (20, 0.5, 0.5)]
+    return [
+        {"step": step, "asked": asked, "zeros": zeros} | {name: values[i] for name, values in gauges.items()}
+        for i, (step, asked, zeros) in enumerate(common)
+    ]
+
+
+def lines(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
+    return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+
+
+def shades(axes: Any) -> list[tuple[str, float, float]]:
+    names = {"#ffffff": "dense", "#fdf3e1": "sparsify", "#e8f1f8": "frozen"}
+    boxes = [(names[to_hex(patch.get_facecolor())], patch.get_extents()) for patch in axes.patches]
+    edges = axes.transData.inverted()
+    return [(name, *(round(edges.transform((x, 0))[0], 6) for x in (box.x0, box.x1))) for name, box in boxes]
+
+
+def test_sparsity_is_drawn_update_by_update(figures: list[Figure], tmp_path: Path) -> None:
+    training_plot(run_rows(), tmp_path / "a", updates=updates(), sparsify=(5, 25))
+    upper, lower = figures[0].axes
+    epochs = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3, 4, 5]
+    found = lines(lower)
+    assert found["asked for by now"] == (epochs, [0.0, 0.0, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5])
+    assert found["zeros at the last update"] == (
+        epochs,
+        pytest.approx([0.0, 0.0, 0.125, 0.25, 0.5, 0.6, 0.6, 0.8, 1.0]),
+    )
+    assert lines(upper)["sparse"][0] == [1, 2, 3, 4, 5]
+    assert [text.get_text() for text in lower.texts] == ["dense", "sparsify", "frozen"]
+    for axes in (upper, lower):
+        assert axes.get_xlim() == (0.0, 5.5)
+        assert shades(axes) == [("dense", 0.0, 0.5), ("sparsify", 0.5, 2.5), ("frozen", 2.5, 5.5)]
+
+
+def test_without_updates_it_is_drawn_epoch_by_epoch(figures: list[Figure], tmp_path: Path) -> None:
+    training_plot(run_rows(), tmp_path / "a", sparsify=(5, 25))
+    upper, lower = figures[0].axes
+    assert lines(lower)["asked for by now"] == ([1, 2, 3, 4, 5], [0.5] * 5)
+    assert lines(lower)["zeros at the last update"][0] == [1, 2, 3, 4, 5]
+    for axes in (upper, lower):
+        assert axes.get_xlim() == (0.5, 5.5)
+        assert shades(axes) == [("sparsify", 0.5, 2.5), ("frozen", 2.5, 5.5)]
+
+
+def test_phases_that_take_no_step_are_left_out(figures: list[Figure], tmp_path: Path) -> None:
+    rows = [row(1, "sparsify"), row(2, "sparsify"), row(3, "frozen")]
+    training_plot(rows, tmp_path / "a", updates=updates(), sparsify=(0, 30))
+    assert shades(figures[0].axes[1]) == [("sparsify", 0.0, 3.0), ("frozen", 3.0, 3.5)]
+    assert lines(figures[0].axes[1])["zeros at the last update"][0][-2:] == [3.0, 3]
+
+
+def test_nothing_is_asked_for_where_there_is_no_budget(figures: list[Figure], tmp_path: Path) -> None:
+    training_plot(run_rows(None), tmp_path / "a", updates=updates(), sparsify=(5, 25))
+    assert set(lines(figures[0].axes[1])) == {"zeros at the last update"}
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ((0.01, 0.1, 1.01), "log"),
+        ((0.01, 0.1, 1.0), "linear"),
+        ((0.0, 0.1, 1000.0), "linear"),
+        ((-1.0, 0.1, 1000.0), "linear"),
+        ((float("nan"), 0.01, 1000.0), "log"),
+        ((float("nan"),) * 3, "linear"),
+    ],
+)
+def test_gauges_have_a_panel_of_their_own(
+    values: tuple[float, float, float], scale: str, figures: list[Figure], tmp_path: Path
+) -> None:
+    training_plot(run_rows(), tmp_path / "a", updates=updates(first=values, second=(0.5, 0.5, 0.5)), sparsify=(5, 25))
+    _, lower, gauges = figures[0].axes
+    assert gauges.get_yscale() == scale
+    found = lines(gauges)
+    assert list(found) == ["first", "second"]
+    assert found["first"][0] == [1.0, 1.5, 2.0]
+    assert found["first"][1] == pytest.approx(values, nan_ok=True)
+    assert [text.get_text() for text in gauges.get_legend().get_texts()] == ["first", "second"]
+    assert shades(gauges) == shades(lower)
+    assert (lower.get_xlabel(), gauges.get_xlabel()) == ("", "epoch")
+
+
+def test_the_same_updates_give_the_same_file(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        training_plot(run_rows(), tmp_path / name, updates=updates(strength=(1e-3, 0.1, 5.0)), sparsify=(5, 25))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    training_plot(run_rows(), tmp_path / "c", updates=updates(), sparsify=(5, 25))
+    assert pixels(tmp_path / "a").shape[0] > 1.2 * pixels(tmp_path / "c").shape[0]
 
 
 def test_layers_grow_with_their_number(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from setpoint.deploy import load
 from setpoint.recipes.data.files import atomic_path
 from setpoint.recipes.result import RunResult
-from setpoint.recipes.run_folder import RunFolder, read_metrics
+from setpoint.recipes.run_folder import RunFolder, read_metrics, read_updates
 
 
 def draw_run(folder: RunFolder, result: RunResult, shape: tuple[int, int, int]) -> None:
@@ -23,9 +23,20 @@ def draw_run(folder: RunFolder, result: RunResult, shape: tuple[int, int, int]) 
     config, layers = result.config, result.report["layers"]
     title = f"{config.model} on {result.data}, {config.method}, {100 * result.report['sparsity']:.2f} % zeros"
     dense = read_metrics(folder.dense_metrics) if folder.dense_metrics.exists() else []
+    # Not there after a one-shot schedule, nor in folders of runs before there was such a file.
+    updates = read_updates(folder.updates) if folder.updates.exists() else []
+    timeline = config.phases.timeline(result.steps)
     with atomic_path(folder.path / "training.png") as part:
         rows, twin = ([row.to_dict() for row in epochs] for epochs in (read_metrics(folder.metrics), dense))
-        training_plot(rows, part, dense=twin, chosen=result.chosen_epoch, title=title)
+        training_plot(
+            rows,
+            part,
+            dense=twin,
+            updates=updates,
+            sparsify=(timeline.begin, timeline.end),
+            chosen=result.chosen_epoch,
+            title=title,
+        )
     with atomic_path(folder.path / "layers.png") as part:
         layers_plot(layers, part, title=title)
     first = layers[0]["name"]

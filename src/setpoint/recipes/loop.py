@@ -16,7 +16,7 @@ from setpoint.recipes.fit import Fit, Standing
 from setpoint.recipes.parts import Parts, build_parts
 from setpoint.recipes.progress import Listener, Progress
 from setpoint.recipes.result import RunResult, finite, read_result, write_result
-from setpoint.recipes.run_folder import RunFolder, write_metrics
+from setpoint.recipes.run_folder import RunFolder, write_metrics, write_updates
 from setpoint.recipes.saving import save_model
 
 
@@ -59,7 +59,7 @@ def _train(config: TrainConfig, folder: RunFolder, dataset: Dataset, progress: L
     fit = Fit(parts, folder.checkpoint)
     fit.listener = _recorder(fit, folder, progress)
     standing = fit.run()
-    write_metrics(standing.rows, folder.metrics)
+    _record(fit, folder)
     if twin is not None:
         write_metrics(twin.rows, folder.dense_metrics)
     sizes = save_model(parts, dataset, folder.model, None if twin is None else twin.weights)
@@ -72,15 +72,22 @@ def _train(config: TrainConfig, folder: RunFolder, dataset: Dataset, progress: L
 
 
 def _recorder(fit: Fit, folder: RunFolder, listener: Listener | None) -> Listener:
-    """Pass the progress on, and keep metrics.csv up to date."""
+    """Pass the progress on, and keep metrics.csv and updates.csv up to date."""
 
     def record(progress: Progress) -> None:
         if progress.row is not None:
-            write_metrics(fit.standing.rows, folder.metrics)
+            _record(fit, folder)
         if listener is not None:
             listener(progress)
 
     return record
+
+
+def _record(fit: Fit, folder: RunFolder) -> None:
+    write_metrics(fit.standing.rows, folder.metrics)
+    history = [] if fit.parts.sparsifier is None else fit.parts.sparsifier.history
+    if history:
+        write_updates(history, folder.updates)
 
 
 def _result(parts: Parts, dataset: Dataset, standing: Standing, twin: Twin | None, sizes: tuple[int, int]) -> RunResult:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from setpoint.recipes.config import TrainConfig
 from setpoint.recipes.config_file import config_dict, dump_config, load_config
@@ -35,6 +36,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """A row for each epoch."""
         return self.path / "metrics.csv"
+
+    @property
+    def updates(self) -> Path:
+        """A row for each update of the sparsify phase; not there if the schedule makes none."""
+        return self.path / "updates.csv"
 
     @property
     def dense_metrics(self) -> Path:
@@ -111,10 +117,7 @@ class RunFolder:
 
 def write_metrics(rows: Sequence[EpochRow], path: Path) -> None:
     """Write rows as CSV; fields that have no finite value are empty."""
-    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(finite(row.to_dict()) for row in rows)
+    _write_table([row.to_dict() for row in rows], COLUMNS, path)
 
 
 def read_metrics(path: Path) -> list[EpochRow]:
@@ -123,10 +126,29 @@ def read_metrics(path: Path) -> list[EpochRow]:
         return [_row(fields) for fields in csv.DictReader(file)]
 
 
+def write_updates(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write a sparsifier's history as CSV: step, asked, zeros and the method's gauges; empty as in the metrics."""
+    _write_table(history, list(dict.fromkeys(key for row in history for key in row)), path)
+
+
+def read_updates(path: Path) -> list[dict[str, float]]:
+    """Read what `write_updates` wrote; empty fields become NaN."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{key: float(value or "nan") for key, value in fields.items()} for fields in csv.DictReader(file)]
+    return [row | {"step": int(row["step"])} for row in rows]
+
+
 def copy_file(source: Path, destination: Path) -> None:
     """Copy a file, whole or not at all."""
     with atomic_path(destination) as part:
         shutil.copyfile(source, part)
+
+
+def _write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
+    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(finite(row) for row in rows)
 
 
 def _row(fields: dict[str, str]) -> EpochRow:

@@ -2,45 +2,114 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from setpoint.reporting.figures import BLUE, DENSE, INK, ORANGE, clean, new_figure, percent_axis, save_figure
+from setpoint.reporting.figures import (
+    BLUE,
+    COLORS,
+    DENSE,
+    INK,
+    ORANGE,
+    clean,
+    new_figure,
+    percent_axis,
+    save_figure,
+)
 from setpoint.reporting.words import percent
 
 Rows = Sequence[Mapping[str, Any]]
+Phase = tuple[str, float, float]
 
 _PHASE_SHADES = {"dense": "#ffffff", "sparsify": "#fdf3e1", "frozen": "#e8f1f8"}
+_GAUGE_COLORS = tuple(color for color in COLORS if color not in (BLUE, ORANGE))
+# Columns of updates.csv that are no gauge of the method.
+_COMMON = ("step", "asked", "zeros")
 
 
-def training_plot(rows: Rows, path: Path, *, dense: Rows = (), chosen: int | None = None, title: str = "") -> None:
-    """Draw accuracy and sparsity over the epochs.
+def training_plot(
+    rows: Rows,
+    path: Path,
+    *,
+    dense: Rows = (),
+    updates: Rows = (),
+    sparsify: tuple[int, int] | None = None,
+    chosen: int | None = None,
+    title: str = "",
+) -> None:
+    """Draw accuracy and sparsity over the epochs, and below them the method's gauges where it has any.
 
     Args:
         rows: of metrics.csv, as mappings.
         path: of the PNG.
         dense: rows of the dense twin.
+        updates: rows of updates.csv; without them, sparsity and phases are drawn by whole epochs.
+        sparsify: steps at which the phase of the updates begins and ends; by default at the first and the last.
         chosen: epoch whose weights were chosen.
         title: above the plot.
     """
-    figure = new_figure(7.5, 5.2)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.25, 1))
+    gauges = [key for key in updates[0] if key not in _COMMON] if updates else []
+    figure = new_figure(7.5, 6.9 if gauges else 5.2)
+    ratios = (1.25, 1, 0.9) if gauges else (1.25, 1)
+    panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     figure.suptitle(title, fontsize=11, color=INK)
-    _accuracy(upper, rows, dense, chosen)
-    _sparsity(lower, rows)
-    for axes in (upper, lower):
-        clean(axes)
-        for phase, first, last in _phases(rows):
-            axes.axvspan(first, last, color=_PHASE_SHADES[phase], zorder=0, linewidth=0)
-    for phase, first, last in _phases(rows):
-        lower.text((first + last) / 2, 1.1, phase, ha="center", va="center", fontsize=9, color=DENSE)
-    lower.set_xlabel("epoch", fontsize=10)
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    lower.set_xlim(0.5, max(len(rows), len(dense)) + 0.5)
+    fine = _Fine.of(rows, updates, sparsify) if updates else None
+    _accuracy(panels[0], rows, dense, chosen)
+    _sparsity(panels[1], rows if fine is None else fine.sparsity(rows))
+    if fine is not None and gauges:
+        _gauges(panels[2], fine.updates, gauges)
+    last = max(len(rows), len(dense)) + 0.5
+    _shade(panels, list(_phases(rows)) if fine is None else fine.phases(last))
+    panels[-1].set_xlabel("epoch", fontsize=10)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].set_xlim(0.5 if fine is None else 0.0, last)
     save_figure(figure, path)
+
+
+@dataclass(frozen=True)
+class _Fine:
+    """The sparsify phase update by update, its steps told in epochs."""
+
+    updates: Rows
+    begin: float
+    end: float
+
+    @classmethod
+    def of(cls, rows: Rows, updates: Rows, sparsify: tuple[int, int] | None) -> _Fine:
+        steps = rows[-1]["step"] / rows[-1]["epoch"]
+        begin, end = sparsify or (updates[0]["step"], updates[-1]["step"])
+        return cls([{**row, "epoch": row["step"] / steps} for row in updates], begin / steps, end / steps)
+
+    def sparsity(self, rows: Rows) -> Rows:
+        """Rows to draw: nothing up to the first update, then each of them, and what the freeze left."""
+        asks = rows[-1]["requested"] is not None
+        none = {"requested": 0.0 if asks else None, "sparsity": 0.0}
+        updates = [
+            {"epoch": row["epoch"], "requested": row["asked"] if asks else None, "sparsity": row["zeros"]}
+            for row in self.updates
+        ]
+        frozen = [row for row in rows if row["phase"] == "frozen"]
+        freeze = [{**row, "epoch": self.end} for row in frozen[:1]]
+        return [{**none, "epoch": 0.0}, {**none, "epoch": self.begin}, *updates, *freeze, *frozen]
+
+    def phases(self, last: float) -> list[Phase]:
+        spans = (("dense", 0.0, self.begin), ("sparsify", self.begin, self.end), ("frozen", self.end, last))
+        return [(phase, first, until) for phase, first, until in spans if first < until]
+
+
+def _shade(panels: Sequence[Any], phases: Sequence[Phase]) -> None:
+    for axes in panels:
+        clean(axes)
+        for phase, first, last in phases:
+            axes.axvspan(first, last, color=_PHASE_SHADES[phase], zorder=0, linewidth=0)
+    for phase, first, last in phases:
+        panels[1].text((first + last) / 2, 1.1, phase, ha="center", va="center", fontsize=9, color=DENSE)
 
 
 def _accuracy(axes: Any, rows: Rows, dense: Rows, chosen: int | None) -> None:
@@ -78,11 +147,21 @@ def _sparsity(axes: Any, rows: Rows) -> None:
     axes.legend(loc="lower right", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
 
 
-def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
+def _gauges(axes: Any, updates: Rows, gauges: Sequence[str]) -> None:
+    for gauge, color in zip(gauges, itertools.cycle(_GAUGE_COLORS)):
+        axes.plot(*_series(updates, gauge), color=color, linewidth=1.4, label=gauge)
+    values = [row[gauge] for row in updates for gauge in gauges if math.isfinite(row[gauge])]
+    if values and min(values) > 0.0 and max(values) > 100.0 * min(values):
+        axes.set_yscale("log")
+    axes.set_ylabel("gauges", fontsize=10)
+    axes.legend(loc="best", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def _series(rows: Rows, key: str) -> tuple[list[float], list[float]]:
     return [row["epoch"] for row in rows], [row[key] for row in rows]
 
 
-def _phases(rows: Rows) -> Iterator[tuple[str, float, float]]:
+def _phases(rows: Rows) -> Iterator[Phase]:
     """Each phase with the epochs that ended in it, half an epoch to either side."""
     for phase in ("dense", "sparsify", "frozen"):
         epochs = [row["epoch"] for row in rows if row["phase"] == phase]
