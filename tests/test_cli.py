@@ -62,6 +62,30 @@ def test_train_report_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("l0", ["--option", "lr=0.5", "--option", "restart=yes"]),
+        ("hoyer", ["--option", "tolerance=0.02", "--option", "across=yes", "--unit", "row", "--sparsity", "0.5"]),
+    ],
+)
+def test_methods_that_control_themselves(
+    method: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "run", *QUICK, "--method", method, *more) == 0
+    out = capsys.readouterr().out
+    assert f"mlp on digits: {method}, " in out
+    assert "(exact: yes)" in out
+    written = json.loads((tmp_path / "run/report.json").read_text())
+    assert written["report"]["exact"]
+    assert written["report"]["method"] == method
+    assert run("report", "run") == 0
+    assert capsys.readouterr().out in out
+    assert run("train", "--resume", "--out", "run") == 0
+    assert run("compare", "run", "--out", "plot.png") == 0
+    assert method in capsys.readouterr().out
+
+
 def test_every_field_is_an_option_but_the_methods_own() -> None:
     assert {f.name for f in fields(Given)} | {"options"} == {f.name for f in fields(TrainConfig)}
 
@@ -115,6 +139,15 @@ def test_resume_takes_the_folders_config(tmp_path: Path, capsys: pytest.CaptureF
         ("train --method nope", "method='nope' is none of magnitude"),
         ("train --option colour=red", "possible are: measure"),
         ("train --option colour", "must be a key and a value"),
+        ("train --method l0 --option colour=red", "possible are: lr, opening, proportional, integral, restart, seed"),
+        ("train --method hoyer --option colour=red", "possible are: tolerance, start, proportional, integral, across"),
+        ("train --method l0 --option opening=0.2", "l0 opening=0.2 must lie between 0.5 and 1"),
+        ("train --method l0 --option integral=0", "integral=0 must be a number above 0"),
+        ("train --method hoyer --option tolerance=2", "hoyer tolerance=2 must lie between 0 and 1"),
+        ("train --method hoyer --option start=fast", "start=fast; possible are: tolerance"),
+        ("train --method l0 --hoyer 0.8", "method 'l0' cannot meet a target hoyer=0.8"),
+        ("train --method hoyer --hoyer 0.8", "method 'hoyer' cannot meet a target hoyer=0.8"),
+        ("train --method hoyer --unit row --sparsity 0.99", "at most"),
         ("train --unit 2:4 --sparsity 0.9", "at most 0.5 is possible"),
         ("train --nope 1", "Unknown option: --nope"),
         ("train --epochs 1.5", "'1.5' is no whole number"),

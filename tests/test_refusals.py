@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import setpoint
-from setpoint.methods import GroupedSparseProjection
+from setpoint.methods import ConstrainedL0, DeepHoyer, GroupedSparseProjection
 
 from nets import build, mlp
 
@@ -48,6 +48,11 @@ def attempt(net="mlp", **options):
         ({"target": 0.9, "unit": "row", "floor": 4}, ["at most", "floor of 4"]),
         ({"nonfinite": "ignore"}, ["'ignore'"]),
         ({"target": setpoint.Target(hoyer=0.8), "method": "magnitude"}, ["'magnitude'", "hoyer=0.8"]),
+        ({"target": setpoint.Target(hoyer=0.8), "method": "l0"}, ["'l0'", "hoyer=0.8", "'gsp'", "a sparsity"]),
+        ({"target": setpoint.Target(hoyer=0.8), "method": "hoyer"}, ["'hoyer'", "hoyer=0.8", "'gsp'", "a sparsity"]),
+        ({"target": setpoint.Target(hoyer=0.8, sparsity=0.5), "method": "hoyer"}, ["'hoyer'", "hoyer=0.8"]),
+        ({"target": 0.9, "unit": "row", "floor": 4, "method": "l0"}, ["at most", "floor of 4"]),
+        ({"target": 0.9, "unit": "row", "floor": 4, "method": "hoyer"}, ["at most", "floor of 4"]),
         ({"method": GroupedSparseProjection(measure="hoyer")}, ["Target(hoyer"]),
         (
             {"method": GroupedSparseProjection(measure="zeros"), "target": setpoint.Target(hoyer=0.5)},
@@ -87,7 +92,27 @@ def test_contradictions_are_refused_where_they_are_written(make, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+NAN, INF = float("nan"), float("inf")
+OUT_OF_RANGE = [
+    *[(DeepHoyer, "tolerance", bad, "between 0 and 1") for bad in (0.0, 1.0, -0.1, 5, NAN)],
+    *[(DeepHoyer, "start", bad, "must lie in [") for bad in (0.0, -1.0, 1e6, INF, NAN)],
+    *[(DeepHoyer, field, bad, "at least 0") for field in ("proportional", "integral") for bad in (-1.0, INF, NAN)],
+    *[(ConstrainedL0, "lr", bad, "above 0") for bad in (0.0, -0.1, INF, NAN)],
+    *[(ConstrainedL0, "opening", bad, "between 0.5 and 1") for bad in (0.5, 0.0, 1.0, 95, NAN)],
+    *[(ConstrainedL0, "proportional", bad, "at least 0") for bad in (-1.0, INF, NAN)],
+    *[(ConstrainedL0, "integral", bad, "above 0") for bad in (0.0, -1.0, INF, NAN)],
+]
+
+
+@pytest.mark.parametrize(("method", "option", "value", "words"), OUT_OF_RANGE)
+def test_options_out_of_range(method, option, value, words):
+    with pytest.raises(ValueError) as caught:
+        method(**{option: value})
+    assert f"{option}={value}" in str(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
 def test_weights_that_are_not_finite(bad):
     model, opt, _ = build("mlp")
     with torch.no_grad():

@@ -9,6 +9,8 @@ import torch._dynamo.testing
 from torch import nn
 
 import setpoint
+from setpoint.methods import ConstrainedL0
+from test_contract import METHODS
 
 from nets import build, mlp, train
 
@@ -32,7 +34,7 @@ PAIRS = [(k, o, w) for k, o in KINDS for w in WAYS if not (k == "rmsprop" and "f
 
 
 @pytest.mark.parametrize(("kind", "options", "way"), PAIRS, ids=[f"{k}-{next(iter(w), 'plain')}" for k, _, w in PAIRS])
-@pytest.mark.parametrize("method", ["magnitude", "gsp", "wgsef"])
+@pytest.mark.parametrize("method", METHODS)
 def test_optimizers(method, kind, options, way):
     model, _, batch = build("mlp")
     factory = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop, **ADAM_LIKE}[kind]
@@ -72,12 +74,13 @@ def test_a_step_that_a_scaler_skips_is_skipped(fused):
     zeros_held(model, sparsifier)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("closure", [False, True])
-def test_a_step_with_gradients_that_are_not_finite_is_skipped(bad, frozen, closure):
+def test_a_step_with_gradients_that_are_not_finite_is_skipped(bad, frozen, closure, method):
     model, opt, batch = build("mlp", "adamw")
-    sparsifier = setpoint.Sparsifier(model, opt, method="magnitude", target=0.5, steps=STEPS)
+    sparsifier = setpoint.Sparsifier(model, opt, method=method, target=0.5, steps=STEPS)
     train(model, opt, batch, 16 if frozen else 8)
     weights = copy.deepcopy(model.state_dict())
     masks, state = sparsifier.masks, copy.deepcopy(opt.state_dict()["state"])
@@ -146,10 +149,12 @@ def test_weights_that_diverge_stop_the_run_with_masks_intact():
     assert sparsifier.phase == "sparsify"
 
 
-def test_accumulation_clipping_and_a_scheduler():
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulation_clipping_and_a_scheduler(method):
     model, opt, batch = build("mlp")
+    parameters = dict(model.named_parameters())
     scheduler = torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=STEPS)
-    sparsifier = setpoint.Sparsifier(model, opt, method="magnitude", target=0.8, steps=STEPS)
+    sparsifier = setpoint.Sparsifier(model, opt, method=method, target=0.8, steps=STEPS)
     for step in range(STEPS):
         opt.zero_grad()
         for half in (0, 1):
@@ -157,28 +162,30 @@ def test_accumulation_clipping_and_a_scheduler():
             (nn.functional.cross_entropy(model(inputs), targets) / 2).backward()
         sparsifier.mask_gradients()
         for name, mask in sparsifier.masks.items():
-            assert not bool((model.get_parameter(name).grad[~mask] != 0).any())
+            assert not bool((parameters[name].grad[~mask] != 0).any())
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         opt.step()
         scheduler.step()
     assert sparsifier.step == STEPS
     assert sparsifier.report().exact
+    zeros_held(model, sparsifier)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_compiled_models(when):
+def test_compiled_models(when, method):
     model, _, batch = build("mlp")
     if when == "before":
         model = torch.compile(model, backend="eager", fullgraph=True)
     opt = torch.optim.SGD(model.parameters(), lr=0.05)
-    sparsifier = setpoint.Sparsifier(model, opt, target=0.8, steps=STEPS)
+    sparsifier = setpoint.Sparsifier(model, opt, method=method, target=0.8, steps=STEPS)
     running = model if when == "before" else torch.compile(model, backend="eager", fullgraph=True)
     train(running, opt, batch, STEPS)
     assert set(sparsifier.masks) == {"0.weight", "2.weight", "4.weight"}
     assert sparsifier.report().exact
     plain, other, _ = build("mlp")
     other = torch.optim.SGD(plain.parameters(), lr=0.05)
-    setpoint.Sparsifier(plain, other, target=0.8, steps=STEPS)
+    setpoint.Sparsifier(plain, other, method=method, target=0.8, steps=STEPS)
     train(plain, other, batch, STEPS)
     for a, b in zip(plain.parameters(), model.parameters()):
         assert torch.allclose(a, b, atol=1e-6)
@@ -215,7 +222,7 @@ def test_phases_and_boundaries():
     assert [s for _, s in seen] == [0, 0, 0, 0, 0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.6]
 
 
-@pytest.mark.parametrize("method", ["magnitude", "gsp", "wgsef"])
+@pytest.mark.parametrize("method", METHODS)
 def test_one_shot_cuts_at_the_end_only(method):
     model, opt, batch = build("mlp")
     schedule = setpoint.Schedule("one-shot", end=15)
@@ -226,7 +233,8 @@ def test_one_shot_cuts_at_the_end_only(method):
     assert sparsifier.report().exact
 
 
-@pytest.mark.parametrize("method", ["magnitude", "gsp", "wgsef"])
+# Gates take some dozens of steps to shut, unless they are made to hurry.
+@pytest.mark.parametrize("method", [ConstrainedL0(lr=1.0) if m == "l0" else m for m in METHODS], ids=METHODS)
 def test_more_and_more_is_removed_before_the_cut(method):
     model, opt, batch = build("mlp")
     sparsifier = setpoint.Sparsifier(model, opt, method=method, target=0.8, steps=100)
@@ -240,6 +248,40 @@ def test_more_and_more_is_removed_before_the_cut(method):
     train(model, opt, batch, 1, start=49)
     assert sparsifier.phase == "frozen"
     assert sparsifier.sparsity == sparsifier.report().sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+class Idle(nn.Module):
+    """Beside a layer that is of use, one whose outputs hardly count."""
+
+    def __init__(self):
+        super().__init__()
+        self.useful, self.idle = nn.Linear(20, 12), nn.Linear(20, 6)
+        self.head = nn.Linear(18, 8)
+        with torch.no_grad():
+            self.idle.weight.mul_(1e-3)
+            self.head.weight[:, 12:].mul_(1e-3)
+
+    def forward(self, x):
+        return self.head(torch.relu(torch.cat([self.useful(x), self.idle(x)], 1)))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "gsp"])  # which does not mind small weights
+@pytest.mark.parametrize("unit", ["weight", "row"])
+@pytest.mark.parametrize("floor", [0, 1, 3])
+def test_no_layer_loses_the_units_of_its_floor(method, unit, floor):
+    _, _, batch = build("mlp")
+    torch.manual_seed(0)
+    model = Idle()
+    opt = torch.optim.SGD(model.parameters(), lr=0.05)
+    sparsifier = setpoint.Sparsifier(
+        model, opt, method=method, target=0.5, unit=unit, floor=floor, steps=60, exclude="head.*"
+    )
+    train(model, opt, batch, 60)
+    useful, idle = sparsifier.report().layers
+    assert idle.units_kept == floor
+    assert (idle.params_kept > 0) == (floor > 0)
+    assert useful.units_kept + idle.units_kept == (useful.units + idle.units) // 2
+    assert bool(torch.isfinite(model(batch(0)[0])).all())
 
 
 def test_freeze_by_hand_ends_the_phase_early_and_is_idempotent():
@@ -257,9 +299,10 @@ def test_freeze_by_hand_ends_the_phase_early_and_is_idempotent():
     zeros_held(model, sparsifier)
 
 
-def test_momentum_of_what_is_gone_is_forgotten():
+@pytest.mark.parametrize("method", METHODS)
+def test_momentum_of_what_is_gone_is_forgotten(method):
     model, opt, batch = build("mlp", "adamw")
-    sparsifier = setpoint.Sparsifier(model, opt, target=0.7, steps=STEPS)
+    sparsifier = setpoint.Sparsifier(model, opt, method=method, target=0.7, steps=STEPS)
     train(model, opt, batch, 10)
     for name, mask in sparsifier.masks.items():
         state = opt.state[model.get_parameter(name)]
@@ -267,18 +310,20 @@ def test_momentum_of_what_is_gone_is_forgotten():
         assert bool((state["exp_avg"][mask] != 0).any())
 
 
-def test_zeros_are_in_the_models_own_parameters():
+@pytest.mark.parametrize("method", METHODS)
+def test_zeros_are_in_the_models_own_parameters(method):
     model, opt, batch = build("convnet")
     names = [n for n, _ in model.named_parameters()]
-    sparsifier = setpoint.Sparsifier(model, opt, target=0.7, unit="filter", steps=STEPS)
+    sparsifier = setpoint.Sparsifier(model, opt, method=method, target=0.7, unit="filter", steps=STEPS)
     train(model, opt, batch, STEPS)
     twin = copy.deepcopy(model)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values()))
     assert [n for n, _ in twin.named_parameters()] == names
     assert all(int((twin.get_parameter(n) == 0).sum()) >= int((~m).sum()) for n, m in sparsifier.masks.items())
     assert not any(isinstance(m, nn.utils.parametrize.ParametrizationList) for m in model.modules())
 
 
-@pytest.mark.parametrize("method", ["magnitude", "gsp", "wgsef"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("unit", ["weight", "row", "2:4"])
 @pytest.mark.parametrize("cut", [1, 6, 9, 10, 17])
@@ -347,7 +392,7 @@ def test_two_sparsifiers_share_an_optimizer_but_no_parameter():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("method", ["magnitude", "gsp", "wgsef"])
+@pytest.mark.parametrize("method", METHODS)
 def test_other_dtypes(dtype, method):
     model, _, batch = build("mlp")
     model = model.to(dtype)
@@ -358,15 +403,36 @@ def test_other_dtypes(dtype, method):
         opt.zero_grad()
         nn.functional.cross_entropy(model(inputs.to(dtype)).float(), targets).backward()
         opt.step()
-    assert sparsifier.report().exact
+    report = sparsifier.report()
+    assert report.exact
+    assert report.params_kept == round(0.2 * report.params)
+    zeros_held(model, sparsifier)
     assert all(p.dtype == dtype for p in model.parameters())
 
 
-def test_channels_last_parameters():
+@pytest.mark.parametrize("method", METHODS)
+def test_training_under_autocast(method):
+    model, opt, batch = build("convnet", "adamw")
+    sparsifier = setpoint.Sparsifier(model, opt, method=method, target=0.8, steps=STEPS)
+    for step in range(STEPS):
+        inputs, targets = batch(step)
+        opt.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        opt.step()
+    report = sparsifier.report()
+    assert report.exact
+    assert report.params_kept == round(0.2 * report.params)
+    zeros_held(model, sparsifier)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_channels_last_parameters(method):
     model, _, batch = build("convnet")
     model = model.to(memory_format=torch.channels_last)
     opt = torch.optim.SGD(model.parameters(), lr=0.05)
-    sparsifier = setpoint.Sparsifier(model, opt, target=0.6, unit="kernel", steps=STEPS)
+    sparsifier = setpoint.Sparsifier(model, opt, method=method, target=0.6, unit="kernel", steps=STEPS)
     train(model, opt, batch, STEPS)
     assert sparsifier.report().exact
 

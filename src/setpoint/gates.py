@@ -94,9 +94,9 @@ class Gates:
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self._model, self._layers = model, layers
         self._sites: list[tuple[Site, ...]] = [(_own_site(model, layer),) for layer in layers]
-        whole = [i for i, layer in enumerate(layers) if layer.partition.whole_outputs]
-        self._watch = NormWatch(model, {i: self._sites[i][0].module for i in whole})
+        self._watch = self._watching()
         self._handles: list[RemovableHandle] = []
+        self._orders: dict[nn.Module, list[str]] = {}
 
     @property
     def attached(self) -> bool:
@@ -115,7 +115,9 @@ class Gates:
 
     @norms.setter
     def norms(self, names: dict[str, str]) -> None:
-        self._watch.remove()
+        self.detach()
+        if not names:
+            self._watch = self._watching()  # they may not have been looked for yet
         for i, layer in enumerate(self._layers):
             name = names.get(layer.name)
             self._sites[i] = _norm_sites(self._model.get_submodule(name)) if name else (_own_site(self._model, layer),)
@@ -126,12 +128,13 @@ class Gates:
             self._sites[index] = _norm_sites(norm)
         self._watch.remove()
         for site in (s for sites in self._sites for s in sites):
+            self._orders.setdefault(site.module, list(site.module._parameters))
             parametrize.register_parametrization(site.module, site.name, UnitGates(site.units, site.parameter))
             site.gates.train(site.module.training)
             self._handles += _plain_names(site.module, site.name)
 
     def detach(self) -> None:
-        """Take the gates away, and look for norms no longer; the parameters are the same objects as before."""
+        """Take the gates away, and look for norms no longer; the parameters are the same objects, in the same order."""
         self._watch.remove()
         for handle in self._handles:
             handle.remove()
@@ -139,6 +142,10 @@ class Gates:
         for site in (s for sites in self._sites for s in sites):
             if parametrize.is_parametrized(site.module, site.name):
                 parametrize.remove_parametrizations(site.module, site.name, leave_parametrized=False)
+        for module, names in self._orders.items():
+            for name in names:
+                module._parameters[name] = module._parameters.pop(name)
+        self._orders.clear()
 
     def put(self, index: int, sample: Tensor, test: Tensor) -> None:
         """Set one layer's gates, for training and for evaluation."""
@@ -151,8 +158,9 @@ class Gates:
         return self._sites[index][0].gates.test.flatten() > 0
 
     def samples(self, index: int) -> Tensor:
-        """One layer's gates of the present training step, flat."""
-        return self._sites[index][0].gates.sample.flatten()
+        """One layer's gates as the loss felt them, flat: the test's where the module is trained in evaluation mode."""
+        gates = self._sites[index][0].gates
+        return (gates.sample if gates.training else gates.test).flatten()
 
     def slopes(self, index: int, optimizer: Optimizer) -> Tensor:
         """Derivative of the loss by each of one layer's gates, flat; 0 for gates that are zero."""
@@ -167,6 +175,10 @@ class Gates:
         scale = getattr(optimizer, "grad_scale", None)
         total = total if scale is None else total / scale
         return torch.where(z > 0, total / z.masked_fill(z == 0, 1.0), 0.0)
+
+    def _watching(self) -> NormWatch:
+        whole = [i for i, layer in enumerate(self._layers) if layer.partition.whole_outputs]
+        return NormWatch(self._model, {i: _own_site(self._model, self._layers[i]).module for i in whole})
 
     @torch.no_grad()
     def fold(self, index: int, factors: Tensor) -> None:

@@ -9,53 +9,77 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 class NormWatch:
     """Sees, in the forward passes of training, which batch norm takes which layer's output.
 
-    It is the output itself that is recognised, so nothing is guessed from names or order. Under `torch.compile`, where
-    a module's output is no tensor, nothing is seen.
+    It is the output itself that is recognised, as the layer left it, so nothing is guessed from names or order. Under
+    `torch.compile`, where a module's output is no tensor, nothing is seen. The watch ends with this object.
 
     Args:
-        model: its batch norms with scale and shift are watched.
-        producers: modules whose outputs to look for, by a number.
+        model: its batch norms with scale and shift that are trained are watched.
+        producers: modules whose outputs to look for, by a number; only Linear and convolutions are watched.
     """
 
     def __init__(self, model: nn.Module, producers: Mapping[int, nn.Module]) -> None:
-        self._outputs: dict[int, weakref.ref[Tensor]] = {}
+        self._producers: dict[nn.Module, int] = {
+            m: i for i, m in producers.items() if isinstance(m, (nn.Linear, _ConvNd))
+        }
+        self._norms = {m for m in model.modules() if isinstance(m, _BatchNorm) and m.affine and m.weight.requires_grad}
+        self._outputs = WeakIdKeyDictionary()  # of tensors: whose they are, and in which version
         self._takers: dict[int, set[nn.Module]] = {}
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
-        self._handles: list[RemovableHandle] = []
-        if norms:
-            self._handles += [m.register_forward_hook(self._produced(i)) for i, m in producers.items()]
-            self._handles += [norm.register_forward_pre_hook(self._taken) for norm in norms]
+        self._givers: dict[nn.Module, set[int | None]] = {}
+        handles: list[RemovableHandle] = []
+        if self._norms:
+            # The hooks do not hold the watch: on a model whose run was refused or forgotten, none must stay.
+            produced, taken = weakref.WeakMethod(self._produced), weakref.WeakMethod(self._taken)
+            handles += [m.register_forward_hook(lambda *call: _tell(produced, *call)) for m in self._producers]
+            handles += [m.register_forward_pre_hook(lambda *call: _tell(taken, *call)) for m in self._norms]
+        self._end = weakref.finalize(self, _remove, handles)
+        self._end.atexit = False
 
     def found(self) -> dict[int, nn.Module]:
-        """The norm behind each producer, by its number, where there is exactly one."""
-        return {i: next(iter(norms)) for i, norms in self._takers.items() if len(norms) == 1}
+        """The norm behind each producer, by its number, where each has the other alone."""
+        pairs = {i: next(iter(norms)) for i, norms in self._takers.items() if len(norms) == 1}
+        return {i: norm for i, norm in pairs.items() if self._givers[norm] == {i}}
 
     def remove(self) -> None:
         """Stop watching."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._end()
         self._outputs.clear()
 
-    def _produced(self, index: int) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if not torch.compiler.is_compiling() and isinstance(output, Tensor):
-                self._outputs[index] = weakref.ref(output)
-
-        return hook
+    def _produced(self, module: nn.Module, _: Any, output: Any) -> None:
+        index = self._producers.get(module)  # None for the copies that were made of a model
+        # A norm counts the second axis as channels, which is where a convolution has its outputs in any case.
+        whole = isinstance(output, Tensor) and not output.is_inference()
+        if index is not None and whole and (isinstance(module, _ConvNd) or output.ndim == 2):
+            self._outputs[output] = index, output._version
 
     def _taken(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling():
+        if norm not in self._norms or not args or not isinstance(args[0], Tensor) or args[0].is_inference():
             return
-        for index, output in self._outputs.items():
-            if args and output() is args[0]:
-                self._takers.setdefault(index, set()).add(norm)
+        # Operations in place keep the tensor and raise its version.
+        index, version = self._outputs.get(args[0], (None, 0))  # type: ignore[no-untyped-call]
+        index = index if version == args[0]._version else None
+        self._givers.setdefault(norm, set()).add(index)
+        if index is not None:
+            self._takers.setdefault(index, set()).add(norm)
+
+
+def _tell(watching: weakref.WeakMethod[Any], *call: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if (hook := watching()) is not None:
+        hook(*call)
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 class NormStatistics:

@@ -88,3 +88,81 @@ def test_single_precision_scales():
 def test_vectors_of_one_entry_have_no_measure():
     with pytest.raises(ValueError, match="at least 2"):
         hoyer(torch.ones(3, 1), dim=1)
+
+
+def gradient(function, tensor):
+    tensor = tensor.detach().clone().requires_grad_()
+    function(tensor).backward()
+    return tensor.grad
+
+
+def group_gradient(w):
+    """Of Group-HS over rows, by the formula `2 (A / S) (w / N - w A / S)`; 0 in a group of zeros."""
+    norms = w.norm(dim=1, keepdim=True)
+    ratio = norms.sum() / norms.square().sum()
+    return torch.where(norms > 0, 2 * ratio * (w / norms - w * ratio), 0.0)
+
+
+def test_hoyer_square_by_hand():
+    w = torch.tensor([3.0, -1.0, 0.0, 2.0], dtype=torch.float64)
+    assert float(hoyer_square(w)) == pytest.approx(36 / 14)
+    # (t - |w|) 2 / t^2 towards zero, with the trimming point t = 14 / 6.
+    want = [-12 / 49, -24 / 49, 0.0, 6 / 49]
+    assert gradient(hoyer_square, w).tolist() == pytest.approx(want, abs=1e-12)
+    both_ways = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
+    assert float(group_hoyer_square(both_ways, 1) + group_hoyer_square(both_ways, 0)) == pytest.approx(2.96)
+
+
+def test_gradients_have_their_closed_forms():
+    w = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ratio = w.abs().sum() / w.square().sum()
+    assert torch.allclose(gradient(hoyer_square, w), 2 * ratio * w.sign() * (1 - w.abs() * ratio), atol=1e-14)
+    assert torch.allclose(gradient(lambda x: group_hoyer_square(x, 1), w), group_gradient(w), atol=1e-14)
+
+
+@pytest.mark.parametrize("function", [hoyer_square, lambda x: group_hoyer_square(x, 1)])
+def test_the_scale_of_a_tensor_does_not_matter(function):
+    w = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    slope = gradient(function, w)
+    assert float(function(7 * w)) == pytest.approx(float(function(w)), rel=1e-12)
+    assert torch.allclose(gradient(function, 7 * w), slope / 7, atol=1e-14)
+    assert float((slope * w).sum()) == pytest.approx(0, abs=1e-12)
+
+
+def test_what_lies_below_the_trimming_point_shrinks_and_what_lies_above_grows():
+    w = torch.tensor([0.1, -0.5, 2.0, -4.0, 0.0], dtype=torch.float64)
+    point = float(w.square().sum() / w.abs().sum())
+    outward = -gradient(hoyer_square, w) * w.sign()
+    assert outward.sign().tolist() == [(-1.0 if v < point else 1.0) if v else 0.0 for v in w.abs().tolist()]
+
+
+@pytest.mark.parametrize("kept", [1, 3, 10])
+def test_k_equal_entries_count_as_k_and_feel_nothing(kept):
+    w = torch.zeros(10, dtype=torch.float64)
+    w[:kept] = -0.7
+    assert float(hoyer_square(w)) == pytest.approx(kept)
+    assert float(gradient(hoyer_square, w).abs().max()) == pytest.approx(0, abs=1e-12)
+
+
+def test_groups_and_slices_of_zeros_feel_nothing_and_leave_the_others_alone():
+    w = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    w[1] = 0.0
+    slope = gradient(lambda x: group_hoyer_square(x, 1), w)
+    assert torch.allclose(slope, group_gradient(w), atol=1e-14)
+    assert bool((slope[1] == 0).all())
+    by_row = gradient(lambda x: hoyer_square(x, 1).sum(), w)
+    assert bool((by_row[1] == 0).all())
+    assert torch.allclose(by_row[2], gradient(hoyer_square, w[2]))
+    for function in (hoyer_square, lambda x: group_hoyer_square(x, (0, 2))):
+        assert bool((gradient(function, torch.zeros(2, 3, 2)) == 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single(dtype):
+    w = torch.randn(300, 100, generator=torch.Generator().manual_seed(3)).to(dtype)
+    value = hoyer_square(w)
+    assert value.dtype == torch.float32
+    assert float(value) == pytest.approx(float(hoyer_square(w.double())), rel=1e-4)
+    slope = gradient(lambda x: hoyer_square(x) + group_hoyer_square(x, 1), w)
+    assert slope.dtype == dtype
+    assert bool(torch.isfinite(slope).all())

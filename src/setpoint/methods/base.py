@@ -73,6 +73,22 @@ class Units:
                 )
         return magnitudes
 
+    @cached_property
+    def shares(self) -> tuple[Tensor, ...]:
+        """The magnitudes divided by the norm of their layer: what part of its layer a unit is, whatever its scale."""
+        norms = [torch.linalg.vector_norm(m) for m in self.magnitudes]
+        return tuple(m / norm.masked_fill(norm == 0, 1.0) for m, norm in zip(self.magnitudes, norms))
+
+    def compared(self, scale_invariant: bool | None) -> tuple[Tensor, ...]:
+        """What units of different layers are compared by: shares or magnitudes; for None as is best for their kind.
+
+        A weight is a weight in every layer, but the norms of whole units tell more of the width and the scale of their
+        layer than of their worth: by magnitude, narrow layers are emptied (measured: benchmarks/results).
+        """
+        if scale_invariant is None:
+            scale_invariant = any(bool((p.sizes() > 1).any()) for p in self.partitions)
+        return self.shares if scale_invariant else self.magnitudes
+
     @property
     def costs(self) -> list[Tensor]:
         """What each unit costs, broadcastable to the magnitudes and on their devices."""

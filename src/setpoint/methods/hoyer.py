@@ -13,8 +13,7 @@ from torch import Tensor
 from setpoint.methods.base import Method, Units
 from setpoint.units import Layer, partition
 
-# The strength moves by at most this factor (a logarithm) between two updates, and stays within these bounds: at the
-# upper one a unit outside the budget is removed unless it is within a tenth of its layer's trimming point.
+# The strength moves by at most this factor (a logarithm) between two updates, and stays within these bounds.
 _STRIDE = 0.5
 _BOUNDS = (1e-4, 10.0)
 # Units outside the budget that weigh nothing at all still give an error of finite size.
@@ -32,7 +31,7 @@ class DeepHoyer(Method):
     moments, as a proximal step at every update; and at the units that the present budget has no room for, so that what
     stays is not eroded. A unit loses `strength (t - m)`.
 
-    The strength is driven: harm is the share of the units' energy (their squared magnitudes) that lies outside the
+    The strength is driven: harm is the share of the layers' energy (their squared weights) that lies outside the
     budget, measured before each update, and the strength rises while the harm is above the tolerance.
 
     Attributes:
@@ -41,6 +40,9 @@ class DeepHoyer(Method):
         proportional: gain on changes of the error, which is the logarithm of harm by tolerance, at most 2 in size; the
             control is of the logarithm of the strength.
         integral: gain on the error itself.
+        scale_invariant: compare units of different layers by their share in the norm of their layer, rather than by
+            magnitude, so that no layer goes for being small. By default so for units of several weights. Hoyer-Square
+            itself is invariant to the scale of a layer.
         across: for rows and filters, press on the input channels as well (and for columns on the rows), as the paper
             does, though only units are counted: those outside the same share of them.
     """
@@ -49,6 +51,7 @@ class DeepHoyer(Method):
     start: float = 0.01
     proportional: float = 1.0
     integral: float = 0.3
+    scale_invariant: bool | None = None
     across: bool = False
 
     name: ClassVar[str] = "hoyer"
@@ -62,9 +65,13 @@ class DeepHoyer(Method):
             if not 0.0 <= getattr(self, field) < math.inf:
                 raise ValueError(f"hoyer {field}={getattr(self, field)} must be a number of at least 0")
 
+    def scores(self, units: Units) -> Sequence[Tensor]:
+        """Magnitudes, or shares of the layers' norms."""
+        return units.compared(self.scale_invariant)
+
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """What the pressure leaves of each unit, divided by its magnitude."""
-        kept = units.cut()
+        kept = units.cut(self.scores(units))
         strength = self._control(units, kept)
         if self.across:
             for layer in units.layers:
@@ -78,7 +85,7 @@ class DeepHoyer(Method):
     def _control(self, units: Units, kept: Sequence[Tensor]) -> float:
         """One step of a controller, proportional and integral in the logarithm of the strength, and bounded."""
         memory = units.memory
-        memory["harm"] = _energy_outside(units.magnitudes, kept)
+        memory["harm"] = _energy_outside(units, kept)
         error = math.log(max(memory["harm"] / self.tolerance, math.exp(-_LEAST)))
         error = min(error, _LEAST)
         if "strength" in memory:
@@ -91,21 +98,22 @@ class DeepHoyer(Method):
         return float(memory["strength"])
 
 
-def _energy_outside(magnitudes: Sequence[Tensor], kept: Sequence[Tensor]) -> float:
-    home = magnitudes[0].device
-    squares = [m.double().square() for m in magnitudes]
-    whole = sum(float(s.sum().to(home)) for s in squares)
-    outside = sum(float(s.masked_fill(k, 0.0).sum().to(home)) for s, k in zip(squares, kept))
-    return outside / whole if whole > 0 else 0.0
+def _energy_outside(units: Units, kept: Sequence[Tensor]) -> float:
+    """Share of the layers' energy that the cut would take; what belongs to no unit, as the N of N:M, is inside."""
+    norms = [torch.linalg.vector_norm(layer.parameter.detach(), dtype=torch.float64) for layer in units.layers]
+    lost = [m.masked_fill(k, 0.0).double().square().sum() for m, k in zip(units.magnitudes, kept)]
+    whole = sum(float(n) ** 2 for n in norms)
+    return sum(float(energy) for energy in lost) / whole if whole > 0 else 0.0
 
 
 def _pressed(magnitudes: Tensor, kept: Tensor, strength: float) -> Tensor:
     """Factors: 1 for what is kept, otherwise what is left of `m - strength (t - m)`."""
     m = magnitudes
     point = m.square().sum() / m.sum().clamp_min(torch.finfo(m.dtype).tiny)
-    # Nothing outside the budget is left in peace, however large the layer's units are beside those of others.
-    point = torch.maximum(point, m.masked_fill(kept, 0.0).max())
-    left = (m - strength * (point - m).clamp_min(0.0)).clamp_min(0.0) / m.masked_fill(m == 0, 1.0)
+    # Nothing outside the budget is left in peace, however large the layer's units are beside those of others: at the
+    # greatest strength all of it goes.
+    point = torch.maximum(point, m.masked_fill(kept, 0.0).max() * (1.0 + 1.0 / _BOUNDS[1]))
+    left = (m - strength * (point - m)).clamp_min(0.0) / m.masked_fill(m == 0, 1.0)
     return torch.where(kept, 1.0, left)
 
 
@@ -119,7 +127,7 @@ def _press_across(layer: Layer, strength: float, share: float) -> None:
     other = partition(axes[kind], units.layout)
     assert other is not None
     m = other.magnitudes(layer.parameter.detach())
-    order = m.flatten().argsort(descending=True)
+    order = m.flatten().argsort(descending=True, stable=True)
     kept = torch.zeros_like(order, dtype=torch.bool)
     kept[order[: max(1, round(share * m.numel()))]] = True
     factors = _pressed(m, kept.reshape(m.shape), strength)

@@ -20,6 +20,8 @@ from setpoint.methods.multiplier import ProportionalIntegral
 _BOUNDS = (-6.0, 4.0)
 # Decay rates of Adam's moments and of the average size of a slope.
 _FIRST, _SECOND, _SIZE = 0.9, 0.99, 0.99
+# The gates' step size, and how far they must be able to go within the sparsify phase.
+_RATE, _TRAVEL = 0.05, 30.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class ConstrainedL0(Method):
     There is one multiplier for each budget: one for the model under `scope="global"`, one a layer under `"uniform"`.
 
     Attributes:
-        lr: step size of the gates' Adam, on log alpha.
+        lr: step size of the gates' Adam, on log alpha. By default 0.05, or more where the sparsify phase is so short
+            that the gates could not get from one end of their range to the other and back several times.
         opening: probability that a gate is open at the start, in (0.5, 1).
         proportional: gain of the multiplier on changes of the violation, which is the logarithm of actual by allowed
             cost, at most 1 in size; the multiplier is in units of the average slope of the loss by the gates.
@@ -45,7 +48,7 @@ class ConstrainedL0(Method):
         seed: of the gates' random numbers. They are the same on all ranks and do not touch torch's own.
     """
 
-    lr: float = 0.05
+    lr: float | None = None
     opening: float = 0.95
     proportional: float = 10.0
     integral: float = 0.1
@@ -56,7 +59,7 @@ class ConstrainedL0(Method):
     gated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.lr < math.inf:
+        if self.lr is not None and not 0.0 < self.lr < math.inf:
             raise ValueError(f"l0 lr={self.lr} must be a number above 0")
         if not 0.5 < self.opening < 1.0:
             raise ValueError(f"l0 opening={self.opening} must lie between 0.5 and 1")
@@ -87,7 +90,7 @@ class ConstrainedL0(Method):
             return units.magnitudes
         top = max(float(m.max()) for m in units.magnitudes) or 1.0
         return [
-            a.double().sigmoid() * (1.0 + 1e-9 * m / top) * c.sqrt()
+            a.double().sigmoid() * (1.0 + 1e-9 * m.double() / top) * c.sqrt()
             for a, m, c in zip(units.memory["log_alpha"], units.magnitudes, units.costs)
         ]
 
@@ -134,10 +137,11 @@ class ConstrainedL0(Method):
         # No room at all is as good as very little: the violation is at its bound either way.
         violation = torch.log(open_cost / max(units.room, 1e-30)).clamp(-1.0, 1.0)
         multiplier = self._multiplier.step(memory, violation) * self._size(memory, pulls)
+        lr = self.lr or max(_RATE, _TRAVEL * units.share / units.elapsed)
         for a, first, second, pull, cost in zip(alphas, memory["first"], memory["second"], pulls, costs):
             p = hard_concrete_open(a)
             gradient = pull + multiplier.to(a.device) * (cost / mean_cost) * p * (1.0 - p)
-            self._descend(a, first, second, gradient, memory["steps"])
+            self._descend(a, first, second, gradient, memory["steps"], lr)
 
     def _size(self, memory: dict[str, Any], pulls: Sequence[Tensor]) -> Tensor:
         """Average size of the loss's pull at a gate that moves, over the last steps."""
@@ -148,12 +152,12 @@ class ConstrainedL0(Method):
         size = memory["size"] / (1.0 - _SIZE ** memory["steps"])
         return torch.where(size > 0, size, 1.0)
 
-    def _descend(self, a: Tensor, first: Tensor, second: Tensor, gradient: Tensor, step: int) -> None:
+    def _descend(self, a: Tensor, first: Tensor, second: Tensor, gradient: Tensor, step: int, lr: float) -> None:
         """One step of Adam."""
         first.lerp_(gradient, 1.0 - _FIRST)
         second.lerp_(gradient.square(), 1.0 - _SECOND)
         root = (second / (1.0 - _SECOND**step)).sqrt_().clamp_min_(1e-30)
-        a.addcdiv_(first, root, value=-self.lr / (1.0 - _FIRST**step)).clamp_(*_BOUNDS)
+        a.addcdiv_(first, root, value=-lr / (1.0 - _FIRST**step)).clamp_(*_BOUNDS)
 
 
 def _folded(log_alpha: Tensor) -> Tensor:

@@ -43,6 +43,9 @@ class GroupSparseEnvelope(Method):
             not at all. De-biased it rises from 0 with the sum that `time` names, by default quadratically; of the
             convex envelope it rises from 0 to `strength`, by default it is constant.
         level: the budget of the envelope follows the schedule (`"ramp"`), or is the target's throughout (`"target"`).
+        scale_invariant: compare units of different layers by their share in the norm of their layer, rather than by
+            magnitude, so that no layer goes for being small. By default so for units of several weights. The convex
+            envelope is one of the magnitudes themselves; there this decides on the final cut alone.
         weights: per parameter name, non-negative weights of its units in the envelope's quadratic (shaped as the
             parameter for single weights, otherwise broadcastable to the partition's counts): units of larger weight
             go first, in the map and in the cut, which ranks by magnitude / sqrt(weight). Those of weight 0 are never
@@ -55,6 +58,7 @@ class GroupSparseEnvelope(Method):
     strength: float = 5e-4
     rise: Rise | None = None
     level: Level = "ramp"
+    scale_invariant: bool | None = None
     weights: Mapping[str, Tensor] | None = None
 
     name: ClassVar[str] = "wgsef"
@@ -95,11 +99,11 @@ class GroupSparseEnvelope(Method):
 
     def scores(self, units: Units) -> Sequence[Tensor]:
         """The order in which the map takes units away as its strength grows: by magnitude / sqrt(weight)."""
-        weights = self._weights(units)
+        weights, compared = self._weights(units), units.compared(self.scale_invariant)
         if weights is None:
-            return units.magnitudes
+            return compared
         # Not divided by zero: a unit of weight 0 is the last to go.
-        return [m.double() / w.sqrt().clamp_min(1e-30) for m, w in zip(units.magnitudes, weights)]
+        return [m.double() / w.sqrt().clamp_min(1e-30) for m, w in zip(compared, weights)]
 
     def after_step(self, units: Units) -> None:
         """Give each unit one second moment under Adam and AdamW."""
@@ -117,7 +121,8 @@ class GroupSparseEnvelope(Method):
         if self.debias:
             heaviest = 1.0 if weights is None else max(float(w.max()) for w in weights) or 1.0
             strength = min(1.0, self.time * units.share * self._risen(units)) / heaviest
-            return prox_group_envelope(units.magnitudes, room, strength, units.costs, weights, debias=True)
+            compared = units.compared(self.scale_invariant)
+            return prox_group_envelope(compared, room, strength, units.costs, weights, debias=True)
         steps, metrics = zip(*units.geometry())
         # One strength for the set: what differs between parameter groups goes into the metric.
         base = max(steps)
