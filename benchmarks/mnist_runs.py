@@ -19,6 +19,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "l0": ("l0", {}),
     "hoyer": ("hoyer", {}),
     "gsp-paper-map": ("gsp", {"debias": False}),
+    "wgsef-convex": ("wgsef", {"debias": False}),
 }
 DENSE_PRUNED, SMALL_DENSE = "dense-pruned", "small-dense"
 BASELINES = (DENSE_PRUNED, SMALL_DENSE)
@@ -55,7 +56,7 @@ MODES = {
         # The ten outputs stay.
         {"unit": "row", "cost": "units", "exclude": ("fc2.weight",)},
         (0.5, 0.7, 0.9),
-        (*(name for name in VARIANTS if name != "gsp-paper-map"), *BASELINES),
+        (*(name for name in VARIANTS if name not in ("gsp-paper-map", "wgsef-convex")), *BASELINES),
         {"lenet5": 4},
         "filters and hidden neurons",
     ),

@@ -111,6 +111,10 @@ def test_a_methods_options() -> None:
         "count": 3,
         "name": "a=b",
     }
+    # YAML 1.1 takes it for text; whoever writes it means a number.
+    assert TrainConfig(method="l0", options=method_options(["lr=1e-1"])).build_method().lr == 0.1
+    with pytest.raises(ValueError, match="lr=fast: "):
+        TrainConfig(method="l0", options={"lr": "fast"})
     base = {"method": "gsp", "options": {"vectors": "row"}}
     assert merge(base, {"options": {"measure": "zeros"}})["options"] == {"vectors": "row", "measure": "zeros"}
     assert "options" not in merge(base, {"method": "magnitude"})
@@ -140,7 +144,7 @@ def test_resume_takes_the_folders_config(tmp_path: Path, capsys: pytest.CaptureF
         ("train --option colour=red", "possible are: measure"),
         ("train --option colour", "must be a key and a value"),
         ("train --method l0 --option colour=red", "possible are: lr, opening, proportional, integral, restart, seed"),
-        ("train --method hoyer --option colour=red", "possible are: tolerance, start, proportional, integral, across"),
+        ("train --method hoyer --option colour=red", "possible are: tolerance, start, proportional, integral, scale_invariant, across"),
         ("train --method l0 --option opening=0.2", "l0 opening=0.2 must lie between 0.5 and 1"),
         ("train --method l0 --option integral=0", "integral=0 must be a number above 0"),
         ("train --method hoyer --option tolerance=2", "hoyer tolerance=2 must lie between 0 and 1"),

@@ -36,7 +36,7 @@ class GroupSparseEnvelope(Method):
             several weights Adam and AdamW are then given one second moment a unit throughout the sparsify phase
             (`setpoint.geometry.share_second_moment`), as the map is exact in no other.
         time: regularisation time of the de-biased map: the sum of its strengths over the phase. Far below 2 nothing
-            happens before the cut; far above 50 the method is gradual magnitude pruning that lets units grow back.
+            happens before the cut; far above 100 the method is gradual magnitude pruning that lets units grow back.
         strength: coefficient of the convex envelope in the loss, as of a weight decay; times the optimizer's step size
             (`lr / (1 - momentum)` for SGD; Adam's metric for Adam and AdamW).
         rise: how the strength goes through the sparsify phase: as the square of its progress, in proportion to it, or

@@ -128,12 +128,24 @@ class TrainConfig:
         Raises:
             ValueError: for an unknown method, or an option that it does not have.
         """
+        known = [option.name for option in fields(make_method(self.method))]
+        options = {name: _read(value) for name, value in self.options.items()}
+        asked = ", ".join(f"{name}={value}" for name, value in options.items())
+        if not set(options) <= set(known):
+            possible = ", ".join(known) or "none"
+            raise ValueError(f"method {self.method!r} was given the options {asked}; possible are: {possible}")
         try:
-            return make_method(self.method, **self.options)
+            return make_method(self.method, **options)
         except TypeError as error:
-            known = ", ".join(option.name for option in fields(make_method(self.method))) or "none"
-            asked = ", ".join(f"{key}={value}" for key, value in self.options.items())
-            raise ValueError(f"method {self.method!r} was given the options {asked}; possible are: {known}") from error
+            raise ValueError(f"method {self.method!r} was given the options {asked}: {error}") from error
+
+
+def _read(value: Option) -> Option:
+    """A number that YAML takes for text, such as 1e-3, as the number that it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _check_at_least(name: str, value: float | None, least: int) -> None:
