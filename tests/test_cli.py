@@ -144,7 +144,10 @@ def test_resume_takes_the_folders_config(tmp_path: Path, capsys: pytest.CaptureF
         ("train --option colour=red", "possible are: measure"),
         ("train --option colour", "must be a key and a value"),
         ("train --method l0 --option colour=red", "possible are: lr, opening, proportional, integral, restart, seed"),
-        ("train --method hoyer --option colour=red", "possible are: tolerance, start, proportional, integral, scale_invariant, across"),
+        (
+            "train --method hoyer --option colour=red",
+            "possible are: tolerance, start, proportional, integral, scale_invariant, across",
+        ),
         ("train --method l0 --option opening=0.2", "l0 opening=0.2 must lie between 0.5 and 1"),
         ("train --method l0 --option integral=0", "integral=0 must be a number above 0"),
         ("train --method hoyer --option tolerance=2", "hoyer tolerance=2 must lie between 0 and 1"),

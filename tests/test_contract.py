@@ -144,6 +144,12 @@ def test_partitions_invert_and_agree_with_loops():
         magnitudes = part.magnitudes(weight)
         assert tuple(magnitudes.shape) == part.counts
         assert torch.equal(layout.from_canonical(layout.to_canonical(weight)), weight)
+        values = torch.randn(layout.shape, generator=generator)
+        sums = part.sums(values, weight)
+        assert tuple(sums.shape) == part.counts
+        assert torch.allclose(part.sums(weight**2, weight), magnitudes**2, atol=1e-5)
+        assert part.sums(values.bfloat16(), weight).dtype == torch.float32
+        assert part.sums(values.double(), weight).dtype == torch.float64
         # Removing all units but one leaves that unit's norm, wherever it is.
         for index in itertools.islice(itertools.product(*(range(n) for n in part.counts)), 0, None, 7):
             factors = torch.zeros(part.counts)
@@ -151,6 +157,8 @@ def test_partitions_invert_and_agree_with_loops():
             left = weight * part.expand(1.0 - factors, weight)
             removed = (weight - left).norm()
             assert torch.allclose(removed, magnitudes[index], atol=1e-6)
+            inside = part.expand(1.0 - factors, weight) == 0
+            assert torch.allclose(values[inside].sum(), sums[index], atol=1e-5)
             cost = part.sizes().expand(part.counts)[index]
             assert int((left != weight).sum()) == int(cost)
         assert int(part.sizes().expand(part.counts).sum()) + part.rest == weight.numel()

@@ -1,13 +1,13 @@
 """Gates on a model: what they learn from, and that they come and go without a trace."""
 
 import copy
+import gc
 import itertools
 
 import pytest
 import torch
 import torch._dynamo.testing
 from torch import nn
-from torch.nn.utils import parametrize
 
 import setpoint
 from setpoint.gates import Gates
@@ -166,7 +166,7 @@ def test_they_leave_the_same_parameters_modules_names_and_order(net, unit):
     schedule = setpoint.Schedule(begin=4, end=10)
     sparsifier = setpoint.Sparsifier(model, opt, method="l0", target=0.5, unit=unit, steps=STEPS, schedule=schedule)
     train(model, opt, batch, 6)
-    assert any(parametrize.is_parametrized(m) for m in model.modules())
+    assert any(type(m).__name__.startswith("Gated") for m in model.modules())
     assert [id(p) for g in opt.param_groups for p in g["params"]] == [i for i, _ in parameters.values()]
     train(model, opt, batch, 6, start=6)
     assert sparsifier.phase == "frozen"
@@ -260,6 +260,65 @@ def test_a_refusal_leaves_no_hook_on_the_model():
     with pytest.raises(ValueError, match="nonfinite"):
         setpoint.Sparsifier(model, opt, method="l0", target=0.5, unit="filter", steps=STEPS, nonfinite="ignore")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_run_that_is_forgotten_takes_its_gates_along_and_none_but_its_own():
+    model, opt, batch = build("convnet")
+    schedule = setpoint.Schedule(begin=2, end=10)
+    sparsifier = setpoint.Sparsifier(model, opt, method="l0", target=0.5, unit="filter", steps=STEPS, schedule=schedule)
+    train(model, opt, batch, 5)
+    assert type(model.norm) is not nn.BatchNorm2d
+    del sparsifier, opt
+    gc.collect()
+    assert [type(m) for m in model.modules()] == [type(m) for m in build("convnet")[0].modules()]
+    opt = torch.optim.SGD(model.parameters(), lr=0.05)
+    first = setpoint.Sparsifier(model, opt, method="l0", target=0.5, unit="filter", steps=STEPS, schedule=schedule)
+    train(model, opt, batch, 5)
+    first.remove()
+    second = setpoint.Sparsifier(model, opt, method="l0", target=0.5, unit="filter", steps=STEPS, schedule=schedule)
+    train(model, opt, batch, 5)
+    del first
+    gc.collect()
+    assert type(model.norm) is not nn.BatchNorm2d
+    train(model, opt, batch, STEPS)
+    assert second.report().exact
+
+
+def test_gates_that_were_replaced_take_none_but_their_own_away():
+    model = mlp()
+    first, _, _ = gated(model, "row")
+    second, _, _ = gated(model, "row")
+    first.detach()
+    assert not first.attached
+    assert type(model[0]) is not nn.Linear
+    second.detach()
+    assert type(model[0]) is nn.Linear
+
+
+def test_parameters_that_data_parallel_wrappers_watch_stay_watched():
+    """Their hooks are on the nodes of the graph where gradients arrive, which a parameter set anew would lose."""
+    model, opt, batch = build("convnet")
+    arrivals = {n: torch.autograd.graph.get_gradient_edge(p).node for n, p in model.named_parameters()}
+    setpoint.Sparsifier(
+        model, opt, method="l0", target=0.5, unit="filter", steps=STEPS, schedule=setpoint.Schedule(begin=2, end=10)
+    )
+    for step in range(12):
+        train(model, opt, batch, 1, start=step)
+        found = {n: torch.autograd.graph.get_gradient_edge(p).node for n, p in model.named_parameters()}
+        assert found == arrivals, step
+
+
+def test_averages_of_the_weights_go_on_while_gates_are_on():
+    model, opt, batch = build("convnet")
+    average = torch.optim.swa_utils.AveragedModel(model)
+    setpoint.Sparsifier(
+        model, opt, method="l0", target=0.5, unit="kernel", steps=STEPS, schedule=setpoint.Schedule(begin=2, end=10)
+    )
+    for step in range(4):
+        train(model, opt, batch, 1, start=step)
+        average.update_parameters(model)
+    assert all(a.shape == b.shape for a, b in zip(average.module.parameters(), model.parameters()))
+    assert [n for n, _ in average.module.named_parameters()] == [n for n, _ in model.named_parameters()]
 
 
 def lessons(way):

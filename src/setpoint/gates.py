@@ -1,45 +1,48 @@
 """Gates: numbers that multiply units in the forward pass, and are gone again when the support is fixed.
 
-They hang on the modules as parametrizations, which autograd, autocast and `torch.compile` follow, while the parameters
-stay the optimizer's own and keep their names in `state_dict()`. A gate needs no gradient of its own: the loss sees
-`z w`, so `dL/dz = <dL/dw, w> / z` wherever z is not zero, and a hard-concrete gate that is zero has derivative zero.
-What is learned from is therefore the parameters' gradients, as accumulated, averaged over ranks, unscaled and clipped
-as they are when the optimizer steps.
+A gated module reads its parameter through a property, which autograd, autocast and `torch.compile` follow. The
+parameter itself stays where it was: the optimizer's own and the hooks' of data-parallel wrappers, with its name and
+place in `parameters()` and `state_dict()`. (`torch.nn.utils.parametrize` moves it, and sets its storage anew, by which
+DistributedDataParallel loses sight of it.)
+
+A gate needs no gradient of its own: the loss sees `z w`, so `dL/dz = <dL/dw, w> / z` wherever z is not zero, and a
+hard-concrete gate that is zero has derivative zero. What is learned from is therefore the parameters' gradients, as
+accumulated, averaged over ranks, unscaled and clipped as they are when the optimizer steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
-from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from setpoint.norms import NormWatch
 from setpoint.units import Layer, Layout, Partition, partition
 
+# Under this name a module holds its gates, by the names of the parameters that they multiply.
+_HELD = "setpoint_gates"
 
-class UnitGates(nn.Module):
-    """Multiplies the units of one tensor: by sampled gates in training mode, by the gates of the test in evaluation."""
 
-    sample: Tensor
-    test: Tensor
+class UnitGates:
+    """Multiplies the units of one tensor: by sampled gates in training mode, by the gates of the test in evaluation.
+
+    No module, and its tensors no buffers, so that whoever walks through the model's meets what was there before.
+    """
 
     def __init__(self, units: Partition, like: Tensor) -> None:
-        super().__init__()
         self.units = units
-        for name in ("sample", "test"):
-            self.register_buffer(name, torch.ones(units.counts, device=like.device), persistent=False)
+        self.sample, self.test = (torch.ones(units.counts, device=like.device) for _ in range(2))
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def __call__(self, weight: Tensor, training: bool) -> Tensor:
         """The gated tensor, of the same shape and dtype."""
-        gates = self.sample if self.training else self.test
+        gates = (self.sample if training else self.test).to(weight.device)
         return weight * self.units.expand(gates, weight.detach()).to(weight.dtype)
 
 
@@ -54,27 +57,48 @@ class Site:
     @property
     def parameter(self) -> nn.Parameter:
         """As it is without gates."""
-        if parametrize.is_parametrized(self.module, self.name):
-            found: Any = self._parametrizations.original
-        else:
-            found = getattr(self.module, self.name)
-        assert isinstance(found, nn.Parameter)
+        found = self.module._parameters[self.name]
+        assert found is not None
         return found
 
     @property
     def gates(self) -> UnitGates:
         """What hangs on the parameter."""
-        found = self._parametrizations[-1]
-        assert isinstance(found, UnitGates)
-        return found
+        return _gates_of(self.module)[self.name]
 
-    @property
-    def _parametrizations(self) -> ParametrizationList:
-        lists = self.module.parametrizations
-        assert isinstance(lists, nn.ModuleDict)
-        found = lists[self.name]
-        assert isinstance(found, ParametrizationList)
-        return found
+    def attach(self) -> UnitGates:
+        """Hang gates on the parameter, quite open."""
+        gates = UnitGates(self.units, self.parameter)
+        _hang(self.module, {**_gates_of(self.module), self.name: gates})
+        return gates
+
+
+def _gates_of(module: nn.Module) -> dict[str, UnitGates]:
+    held: dict[str, UnitGates] = vars(module).get(_HELD, {})
+    return held
+
+
+def _hang(module: nn.Module, gates: dict[str, UnitGates]) -> None:
+    """Have a module read those of its parameters that have gates through them."""
+    plain = type(module).__bases__[0] if _gates_of(module) else type(module)
+    if gates:
+        vars(module)[_HELD] = gates
+    else:
+        vars(module).pop(_HELD, None)
+    module.__class__ = _reading_through_gates(plain, tuple(sorted(gates))) if gates else plain
+
+
+@cache
+def _reading_through_gates(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    return type(f"Gated{plain.__name__}", (plain,), {name: property(_reader(name)) for name in names})
+
+
+def _reader(name: str) -> Callable[[nn.Module], Any]:
+    def read(module: nn.Module) -> Any:
+        held: Any = getattr(module, _HELD)
+        return held[name](module._parameters[name], module.training)
+
+    return read
 
 
 class Gates:
@@ -95,13 +119,14 @@ class Gates:
         self._model, self._layers = model, layers
         self._sites: list[tuple[Site, ...]] = [(_own_site(model, layer),) for layer in layers]
         self._watch = self._watching()
-        self._handles: list[RemovableHandle] = []
-        self._orders: dict[nn.Module, list[str]] = {}
+        self._hung: list[tuple[Site, UnitGates]] = []
+        # A run that nobody refers to any more takes its gates with it.
+        weakref.finalize(self, _take_off, self._hung).atexit = False
 
     @property
     def attached(self) -> bool:
         """Whether the gates are on the model."""
-        return bool(self._handles)
+        return bool(self._hung)
 
     @property
     def norms(self) -> dict[str, str]:
@@ -125,27 +150,15 @@ class Gates:
     def attach(self) -> None:
         """Hang the gates on the modules, quite open, behind the norms seen so far."""
         for index, norm in self._watch.found().items():
-            self._sites[index] = _norm_sites(norm)
+            if not _gates_of(norm):
+                self._sites[index] = _norm_sites(norm)
         self._watch.remove()
-        for site in (s for sites in self._sites for s in sites):
-            self._orders.setdefault(site.module, list(site.module._parameters))
-            parametrize.register_parametrization(site.module, site.name, UnitGates(site.units, site.parameter))
-            site.gates.train(site.module.training)
-            self._handles += _plain_names(site.module, site.name)
+        self._hung += [(site, site.attach()) for sites in self._sites for site in sites]
 
     def detach(self) -> None:
-        """Take the gates away, and look for norms no longer; the parameters are the same objects, in the same order."""
+        """Take the gates away, and look for norms no longer."""
         self._watch.remove()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for site in (s for sites in self._sites for s in sites):
-            if parametrize.is_parametrized(site.module, site.name):
-                parametrize.remove_parametrizations(site.module, site.name, leave_parametrized=False)
-        for module, names in self._orders.items():
-            for name in names:
-                module._parameters[name] = module._parameters.pop(name)
-        self._orders.clear()
+        _take_off(self._hung)
 
     def put(self, index: int, sample: Tensor, test: Tensor) -> None:
         """Set one layer's gates, for training and for evaluation."""
@@ -159,8 +172,8 @@ class Gates:
 
     def samples(self, index: int) -> Tensor:
         """One layer's gates as the loss felt them, flat: the test's where the module is trained in evaluation mode."""
-        gates = self._sites[index][0].gates
-        return (gates.sample if gates.training else gates.test).flatten()
+        site = self._sites[index][0]
+        return (site.gates.sample if site.module.training else site.gates.test).flatten()
 
     def slopes(self, index: int, optimizer: Optimizer) -> Tensor:
         """Derivative of the loss by each of one layer's gates, flat; 0 for gates that are zero."""
@@ -188,6 +201,14 @@ class Gates:
             parameter.mul_(site.units.expand(factors.reshape(site.units.counts), parameter).to(parameter.dtype))
 
 
+def _take_off(hung: list[tuple[Site, UnitGates]]) -> None:
+    for site, gates in hung:
+        held = _gates_of(site.module)
+        if held.get(site.name) is gates:
+            _hang(site.module, {name: g for name, g in held.items() if name != site.name})
+    hung.clear()
+
+
 def _own_site(model: nn.Module, layer: Layer) -> Site:
     places = [(m, key) for m in model.modules() for key, p in m._parameters.items() if p is layer.parameter]
     if len(places) > 1:
@@ -210,20 +231,3 @@ def _norm_sites(norm: nn.Module) -> tuple[Site, ...]:
     units = partition("weight", Layout((norm.num_features,)))  # type: ignore[arg-type]
     assert units is not None
     return Site(norm, "weight", units), Site(norm, "bias", units)
-
-
-def _plain_names(module: nn.Module, name: str) -> list[RemovableHandle]:
-    """Keep the parameter's own name in the state dict, so that it loads with gates and without."""
-    hidden = f"parametrizations.{name}.original"
-
-    def saving(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
-        state[prefix + name] = state.pop(prefix + hidden)
-
-    def loading(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-        if prefix + name in state:
-            state[prefix + hidden] = state.pop(prefix + name)
-
-    return [
-        module.register_state_dict_post_hook(saving),  # type: ignore[no-untyped-call]
-        module.register_load_state_dict_pre_hook(loading),  # type: ignore[no-untyped-call]
-    ]

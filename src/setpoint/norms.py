@@ -85,8 +85,9 @@ def _remove(handles: list[RemovableHandle]) -> None:
 class NormStatistics:
     """Makes the running statistics of batch norms forget what they saw before a moment.
 
-    From `restart` on they are the plain average of the batches seen since, until there are so many that the norm's own
-    moving average forgets as fast. The old values stand until the first batch.
+    The first batch after `restart` replaces them, and from then on the norm's own moving average goes on. The old
+    values stand until that batch. (A plain average over the first batches would be less noisy for a few steps, but
+    takes a momentum of None, which `torch.compile` refuses in a full graph.)
 
     Args:
         model: all its batch norms with running statistics.
@@ -102,13 +103,10 @@ class NormStatistics:
     def restart(self) -> None:
         """Forget what was seen."""
         for norm, _ in self._norms:
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.zero_()
-        self.after(0)
+            norm.momentum = 1.0
 
-    def after(self, steps: int) -> None:
-        """Choose the average for the next batch, so many steps after the restart."""
+    def stop(self) -> None:
+        """Leave the norms with the moving average that they had."""
         for norm, momentum in self._norms:
-            wanted = None if (steps + 1) * momentum < 1.0 else momentum
-            if norm.momentum != wanted:
-                norm.momentum = wanted
+            if norm.momentum != momentum:
+                norm.momentum = momentum

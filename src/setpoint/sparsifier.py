@@ -173,6 +173,7 @@ class Sparsifier:
         self._hooks.remove()
         if self._gates is not None:
             self._gates.detach()
+        self._statistics.stop()
         release(self._layers)
 
     @torch.no_grad()
@@ -238,8 +239,9 @@ class Sparsifier:
         if self._gates is not None:
             self._gates.norms = state["norms"]
         self._begin()
-        if self._frozen:
-            self._statistics.after(self._step - self._frozen_at)
+        self._statistics.stop()
+        if self._frozen and self._step == self._frozen_at:
+            self._statistics.restart()
 
     def _unpack(self, layer: Layer, packed: Tensor | None) -> Tensor | None:
         if packed is None:
@@ -262,7 +264,7 @@ class Sparsifier:
         """Put the gates of a gated method on the model in the sparsify phase, and take them off outside of it."""
         if self._gates is None:
             return
-        if self._gates.attached:
+        if self._gates.attached or self._frozen:
             self._gates.detach()
         if self.phase == "sparsify":
             self._gates.attach()
@@ -294,7 +296,7 @@ class Sparsifier:
         self._step += 1
         phase = self.timeline.phase(self._step)
         if self._frozen:
-            self._statistics.after(self._step - self._frozen_at)
+            self._statistics.stop()
             self._hold()
             return
         if phase == "frozen":
