@@ -32,8 +32,8 @@ PULLED = [
 
 
 def fixed(strength, **options):
-    """A method whose strength does not move."""
-    return DeepHoyer(start=strength, proportional=0.0, integral=0.0, **options)
+    """A method whose strength does not move, and that ranks by magnitude as `outside` does."""
+    return DeepHoyer(start=strength, proportional=0.0, integral=0.0, scale_invariant=False, **options)
 
 
 def at_rest(model, method, unit="weight", target=0.5, steps=STEPS, **options):
@@ -56,6 +56,24 @@ def outside(sparsifier, weights):
     magnitudes = [p.magnitudes(w) for p, w in zip(partitions, weights)]
     kept = project_budget(magnitudes, room, budget.costs, floors=budget.floors)
     return [p.expand(k.float(), w) == 0 for p, k, w in zip(partitions, kept, weights)]
+
+
+@pytest.mark.parametrize("name", ["wgsef", "hoyer"])
+@pytest.mark.parametrize(("unit", "by_share"), [("weight", False), ("row", True)])
+@pytest.mark.parametrize("scale_invariant", [None, False, True])
+def test_a_layer_on_another_scale_is_cut_by_share_or_by_magnitude(name, unit, by_share, scale_invariant):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False))
+    with torch.no_grad():
+        model[1].weight.mul_(1e-3)
+    method = setpoint.methods.make_method(name, scale_invariant=scale_invariant)
+    sparsifier, _ = at_rest(model, method, unit, floor=0)
+    sparsifier.freeze()
+    first, second = (layer.units_kept / layer.units for layer in sparsifier.report().layers)
+    if by_share if scale_invariant is None else scale_invariant:
+        assert abs(first - second) < 0.25
+    else:
+        assert (first, second) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(("layer", "unit"), PULLED, ids=[str(unit) for _, unit in PULLED])
