@@ -34,7 +34,7 @@ def brute_force_kept(sparsifier, budget):
     kept, cheapest_gone = budget.fixed, float("inf")
     for i, costs in zip(budget.layers, budget.costs):
         layer = sparsifier._layers[i]
-        alive = layer.partition.magnitudes(layer.parameter.detach()) > 0
+        alive = layer.alive()
         cost = costs.expand(alive.shape)
         kept += float(cost[alive].sum())
         gone = cost[~alive & (cost > 0)]

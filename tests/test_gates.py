@@ -90,7 +90,7 @@ def test_slopes_are_the_losss_derivative_by_the_gates(case):
     loss_of(model, inputs).backward()
 
     plain = dict(model.named_parameters())
-    weight = gates._layers[0].parameter.detach()
+    weight = gates._layers[0].parts[0].parameter.detach()
     by_hand = z.flatten().clone().requires_grad_()
     units = units_of(weight)
     factors = torch.where(units < 0, 1.0, by_hand[units])
@@ -143,7 +143,7 @@ def test_training_feels_the_samples_and_evaluation_the_tests_gates():
     gates, optimizer, (z,) = gated(model, "row")
     test = torch.tensor([0.0, 0.5, 1.0])
     gates.put(0, z, test)
-    plain = inputs @ gates._layers[0].parameter.detach().T
+    plain = inputs @ gates._layers[0].parts[0].parameter.detach().T
     assert torch.allclose(model(inputs), plain * z.flatten(), atol=1e-6)
     assert gates.open(0).tolist() == [False, True, True]
     model.eval()
@@ -458,5 +458,5 @@ def test_attention_and_recurrent_cells_that_read_their_weights_are_gated():
         twin = copy.deepcopy(model)
         with torch.no_grad():
             for layer, z in zip(gates._layers, values):
-                twin.get_parameter(layer.name).mul_(z.reshape(layer.parameter.shape))
+                twin.get_parameter(layer.name).mul_(z.reshape(layer.parts[0].parameter.shape))
             assert torch.allclose(found, twin(inputs), atol=1e-5)

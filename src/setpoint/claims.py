@@ -29,15 +29,17 @@ def claim(owner: object, layers: Sequence[Layer]) -> None:
                 "remove() on the other first"
             )
     for layer in layers:
-        _HELD[layer.parameter] = weakref.ref(owner)
+        for part in layer.parts:
+            _HELD[part.parameter] = weakref.ref(owner)
 
 
 def _is_held(layer: Layer) -> bool:
-    other = _HELD.get(layer.parameter)  # type: ignore[no-untyped-call]
-    return other is not None and other() is not None
+    others = [_HELD.get(part.parameter) for part in layer.parts]  # type: ignore[no-untyped-call]
+    return any(other is not None and other() is not None for other in others)
 
 
 def release(layers: Sequence[Layer]) -> None:
     """Let go of layers that a run holds."""
     for layer in layers:
-        _HELD.pop(layer.parameter, None)  # type: ignore[no-untyped-call]
+        for part in layer.parts:
+            _HELD.pop(part.parameter, None)  # type: ignore[no-untyped-call]

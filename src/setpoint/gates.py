@@ -210,7 +210,8 @@ def _take_off(hung: list[tuple[Site, UnitGates]]) -> None:
 
 
 def _own_site(model: nn.Module, layer: Layer) -> Site:
-    places = [(m, key) for m in model.modules() for key, p in m._parameters.items() if p is layer.parameter]
+    parameter = layer.parts[0].parameter
+    places = [(m, key) for m in model.modules() for key, p in m._parameters.items() if p is parameter]
     if len(places) > 1:
         owners = ", ".join(type(module).__name__ for module, _ in places)
         raise ValueError(

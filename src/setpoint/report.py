@@ -39,10 +39,9 @@ class LayerReport:
     @classmethod
     def of(cls, layer: Layer, kept: Tensor, requested: float | None) -> LayerReport:
         """Count in the parameter as it is now; `kept` says which units are left."""
-        parameter = layer.parameter
-        left = int(torch.count_nonzero(parameter))
-        counts = (kept.numel(), int(kept.sum()), parameter.numel(), left)
-        return cls(layer.name, tuple(parameter.shape), *counts, requested)
+        left = sum(int(torch.count_nonzero(part.parameter)) for part in layer.parts)
+        entries = sum(part.parameter.numel() for part in layer.parts)
+        return cls(layer.name, layer.shape, kept.numel(), int(kept.sum()), entries, left, requested)
 
     @property
     def sparsity(self) -> float:

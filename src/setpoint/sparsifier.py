@@ -80,8 +80,11 @@ class Sparsifier:
         self._step = 0
         self._frozen = False
         self._zeros_at_update = 0.0
-        # What is zero: fixed once frozen; before that, what a method holds at zero until its next update.
-        self._gone: list[Tensor | None] = [None] * len(self._layers)
+        self._parameters = {part.name: part.parameter for layer in self._layers for part in layer.parts}
+        # What is zero, by parameter: fixed once frozen; before that, what a method holds at zero until its next update.
+        self._gone: dict[str, Tensor] = {}
+        # Which units stay, by layer, once frozen.
+        self._kept: list[Tensor] = []
         # What the method remembers, one for each budget, from the beginning of the sparsify phase.
         self._memories: list[dict[str, Any]] = [{} for _ in self._budgets]
         self._history: list[dict[str, float]] = []
@@ -122,8 +125,8 @@ class Sparsifier:
     def masks(self) -> dict[str, Tensor]:
         """By parameter name, True where an entry is kept. All True before the support is known."""
         return {
-            layer.name: torch.ones_like(layer.parameter, dtype=torch.bool) if gone is None else ~gone
-            for layer, gone in zip(self._layers, self._gone)
+            name: ~self._gone[name] if name in self._gone else torch.ones_like(parameter, dtype=torch.bool)
+            for name, parameter in self._parameters.items()
         }
 
     @property
@@ -145,14 +148,16 @@ class Sparsifier:
         factors: dict[int, Tensor] = {}
         for units in self._all_units(last=True):
             factors |= zip(units.budget.layers, self.method.fold(units, self.method.keep(units)))
-        for i, layer in enumerate(self._layers):
-            gone = layer.partition.expand(factors[i], layer.parameter) == 0
-            self._gone[i] = gone
-            if self._gates is not None and self._gates.attached:
+        self._kept = [factors[i] != 0 for i in range(len(self._layers))]
+        self._gone = {}
+        for layer, kept in zip(self._layers, self._kept):
+            self._lose(layer, kept.float())
+        if self._gates is not None and self._gates.attached:
+            for i in range(len(self._layers)):
                 self._gates.fold(i, factors[i])
-            _clear_state(self._optimizer, layer.parameter, gone)
-        if self._gates is not None:
             self._gates.detach()
+        for name, gone in self._gone.items():
+            _clear_state(self._optimizer, self._parameters[name], gone)
         self._frozen, self._frozen_at = True, self._step
         self._memories = [{} for _ in self._budgets]
         self._statistics.restart()
@@ -164,9 +169,10 @@ class Sparsifier:
 
         Optional: call it after `backward()` and before clipping. With a gradient scaler, after `unscale_`.
         """
-        for layer, gone in zip(self._layers, self._gone):
-            if gone is not None and layer.parameter.grad is not None:
-                layer.parameter.grad.masked_fill_(gone, 0.0)
+        for name, gone in self._gone.items():
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                gradient.masked_fill_(gone, 0.0)
 
     def remove(self) -> None:
         """Let go of the optimizer and the parameters. The model stays as it is; zeros are no longer held."""
@@ -212,7 +218,8 @@ class Sparsifier:
             "memories": self._memories,
             "history": self._history,
             "norms": {} if self._gates is None else self._gates.norms,
-            "gone": {la.name: pack_bits(g) for la, g in zip(self._layers, self._gone) if g is not None},
+            "gone": {name: pack_bits(gone) for name, gone in self._gone.items()},
+            "kept": [pack_bits(kept) for kept in self._kept],
         }
 
     @torch.no_grad()
@@ -228,12 +235,15 @@ class Sparsifier:
                 raise ValueError(
                     f"the state is of another run: {key} was {state['asked'].get(key)!r} there and is {value!r} here"
                 )
-        gone = [self._unpack(layer, state["gone"].get(layer.name)) for layer in self._layers]
-        self._gone, self._step, self._frozen = gone, int(state["step"]), bool(state["frozen"])
+        self._gone = {name: self._unpack(self._parameters[name], packed) for name, packed in state["gone"].items()}
+        self._kept = [
+            unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state["kept"], self._layers)
+        ]
+        self._step, self._frozen = int(state["step"]), bool(state["frozen"])
         self._zeros_at_update, self._frozen_at = float(state["zeros_at_update"]), int(state["frozen_at"])
         self._history = [dict(row) for row in state["history"]]
         self._memories = [
-            _placed(memory, self._layers[budget.layers[0]].parameter.device)
+            _placed(memory, self._layers[budget.layers[0]].device)
             for budget, memory in zip(self._budgets, state["memories"])
         ]
         if self._gates is not None:
@@ -243,10 +253,8 @@ class Sparsifier:
         if self._frozen and self._step == self._frozen_at:
             self._statistics.restart()
 
-    def _unpack(self, layer: Layer, packed: Tensor | None) -> Tensor | None:
-        if packed is None:
-            return None
-        return unpack_bits(packed, layer.parameter.shape).to(layer.parameter.device)
+    def _unpack(self, parameter: Tensor, packed: Tensor) -> Tensor:
+        return unpack_bits(packed, parameter.shape).to(parameter.device)
 
     def _asked(self) -> dict[str, Any]:
         """What the run was told to do, to recognise its state by."""
@@ -257,7 +265,7 @@ class Sparsifier:
             "unit": self._unit,
             "scope": self._scope if isinstance(self._scope, str) else dict(self._scope),
             "schedule": [line.schedule.shape, line.begin, line.end, line.interval, line.steps],
-            "layers": {layer.name: list(layer.parameter.shape) for layer in self._layers},
+            "layers": {layer.name: list(layer.shape) for layer in self._layers},
         }
 
     def _begin(self) -> None:
@@ -315,11 +323,13 @@ class Sparsifier:
 
     def _update(self) -> None:
         gauges: dict[str, float] = {}
+        self._gone = {}
         for units in self._all_units():
-            for i, factors in zip(units.budget.layers, self.method.factors(units)):
-                spread = self._scale(i, factors)
-                if spread is not None and self.method.holds:
-                    self._gone[i] = spread == 0
+            for layer, factors in zip(units.layers, self.method.factors(units)):
+                if factors is not None and self.method.holds:
+                    self._lose(layer, factors)
+                if factors is not None:
+                    layer.multiply(factors)
             for key, value in self.method.gauges(units).items():
                 gauges[key] = gauges.get(key, 0.0) + value / len(self._budgets)
         self._zeros_at_update = self._zeros()
@@ -327,16 +337,13 @@ class Sparsifier:
 
     def _zeros(self) -> float:
         """Fraction of entries that are zero, or behind gates that are shut."""
-        entries = sum(la.parameter.numel() for la in self._layers)
-        return 1.0 - sum(int(torch.count_nonzero(self._effective(i))) for i in range(len(self._layers))) / entries
-
-    def _effective(self, index: int) -> Tensor:
-        """A layer's entries, zero where a gate is shut."""
-        layer = self._layers[index]
-        if self._gates is None or not self._gates.attached:
-            return layer.parameter
-        passing = self._gates.open(index).reshape(layer.partition.counts).to(torch.float32)
-        return layer.parameter * layer.partition.expand(passing, layer.parameter)
+        there = {name: parameter != 0 for name, parameter in self._parameters.items()}
+        if self._gates is not None and self._gates.attached:
+            for i, layer in enumerate(self._layers):
+                for part, spread in layer.spread(self._gates.open(i).reshape(layer.counts).float()):
+                    there[part.name] = there[part.name] & (spread != 0)
+        entries = sum(parameter.numel() for parameter in self._parameters.values())
+        return 1.0 - sum(int(torch.count_nonzero(t)) for t in there.values()) / entries
 
     def _asked_now(self) -> float:
         """Fraction of the cost that the budgets ask to be gone by now."""
@@ -345,22 +352,19 @@ class Sparsifier:
 
     def _hold(self) -> None:
         """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors."""
-        for layer, gone in zip(self._layers, self._gone):
-            if gone is not None:
-                layer.parameter.masked_fill_(gone, 0.0)
+        for name, gone in self._gone.items():
+            self._parameters[name].masked_fill_(gone, 0.0)
         if self._frozen and self.method.settles(self.target):
             for units in self._all_units(last=True):
-                for i, factors in zip(units.budget.layers, self.method.settle(units)):
-                    self._scale(i, factors)
+                for layer, factors in zip(units.layers, self.method.settle(units)):
+                    if factors is not None:
+                        layer.multiply(factors)
 
-    def _scale(self, index: int, factors: Tensor | None) -> Tensor | None:
-        """Multiply a layer's units; the factors entry by entry."""
-        if factors is None:
-            return None
-        layer = self._layers[index]
-        spread = layer.partition.expand(factors, layer.parameter)
-        layer.parameter.mul_(spread.to(layer.parameter.dtype))
-        return spread
+    def _lose(self, layer: Layer, factors: Tensor) -> None:
+        """Note the entries of units whose factor is zero; a parameter may lose some to several layers."""
+        for part, spread in layer.spread(factors):
+            gone = spread == 0
+            self._gone[part.name] = self._gone[part.name] | gone if part.name in self._gone else gone
 
     def _all_units(self, *, last: bool = False) -> list[Units]:
         """What a method sees of each budget now, or as if the sparsify phase were over."""
@@ -382,9 +386,12 @@ class Sparsifier:
         ]
 
     def _kept_units(self, index: int) -> Tensor:
-        layer, gone = self._layers[index], self._gone[index]
-        there = self._effective(index) != 0 if gone is None or not self._frozen else ~gone
-        return layer.partition.magnitudes(there.to(torch.float32)) > 0
+        if self._frozen:
+            return self._kept[index]
+        alive = self._layers[index].alive()
+        if self._gates is not None and self._gates.attached:
+            alive &= self._gates.open(index).reshape(alive.shape)
+        return alive
 
     def _target_in_words(self) -> str:
         if self.target is not None:

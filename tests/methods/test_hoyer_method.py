@@ -207,7 +207,7 @@ def test_harm_is_the_share_of_the_weights_energy_that_the_cut_would_take(unit):
     model, _, _ = build("mlp")
     sparsifier, step = at_rest(model, fixed(0.1), unit, target=None if unit == "2:4" else 0.5)
     while sparsifier.step < STEPS - 1:
-        weights = [layer.parameter.detach().clone() for layer in sparsifier._layers]
+        weights = [layer.parts[0].parameter.detach().clone() for layer in sparsifier._layers]
         step()
         if len(sparsifier._budgets) > 1:
             continue

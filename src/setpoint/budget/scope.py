@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from setpoint.budget.target import Cost, Target
-from setpoint.units import Layer, Partition
+from setpoint.units import Layer
 
 Scope = str | Mapping[str, float]
 
@@ -43,11 +43,11 @@ class Budget:
         return self.total - (self.total - self.kept) * ramp - self.fixed
 
 
-def unit_costs(partition: Partition, cost: Cost) -> Tensor:
+def unit_costs(layer: Layer, cost: Cost) -> Tensor:
     """What each unit costs. Units of patterns that keep a part of themselves count their entries in any case."""
-    if cost == "units" and not partition.rest:
+    if cost == "units" and not layer.rest:
         return torch.tensor(1.0, dtype=torch.float64)
-    return partition.sizes()
+    return layer.sizes()
 
 
 def allocate(
@@ -111,10 +111,8 @@ class _Part:
 
     @classmethod
     def of(cls, index: int, layer: Layer, cost: Cost, floor: int) -> _Part:
-        costs = unit_costs(layer.partition, cost)
-        count = math.prod(layer.partition.counts)
-        movable = float(costs) * count if costs.ndim == 0 else float(costs.expand(layer.partition.counts).sum())
-        rest = layer.partition.rest
+        costs, count, rest = unit_costs(layer, cost), math.prod(layer.counts), layer.rest
+        movable = float(costs) * count if costs.ndim == 0 else float(costs.expand(layer.counts).sum())
         return cls(index, layer, costs, 0 if rest else min(floor, count), movable + rest, float(rest))
 
     @property
@@ -211,7 +209,7 @@ def erk_densities(shapes: Sequence[Sequence[int]], sizes: Sequence[float], densi
 def _erk(parts: Sequence[_Part], target: Target) -> tuple[Budget, ...]:
     """Budgets per layer whose sum meets the target: whole units, the remainder to the layers cut shortest."""
     whole = _join(parts, target.kept(sum(p.total for p in parts)), 0.0)
-    shapes = [p.layer.partition.layout.shape for p in parts]
+    shapes = [p.layer.shape for p in parts]
     densities = erk_densities(shapes, [p.total for p in parts], whole.kept / whole.total)
     wanted = [max(p.total * d, p.least) for p, d in zip(parts, densities)]
     budgets = [_whole_units(p, w) for p, w in zip(parts, wanted)]

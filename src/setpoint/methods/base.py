@@ -64,11 +64,11 @@ class Units:
         Raises:
             FloatingPointError: if a weight is NaN or infinite.
         """
-        magnitudes = tuple(layer.partition.magnitudes(layer.parameter.detach()) for layer in self.layers)
+        magnitudes = tuple(layer.magnitudes() for layer in self.layers)
         for layer, m in zip(self.layers, magnitudes):
             if not bool(torch.isfinite(m).all()):
                 raise FloatingPointError(
-                    f"parameter {layer.name!r} holds NaN or infinite values at step {self.step}: training has "
+                    f"{layer.name!r} holds NaN or infinite values at step {self.step}: training has "
                     "diverged, the masks are as before"
                 )
         return magnitudes
@@ -86,13 +86,13 @@ class Units:
         layer than of their worth: by magnitude, narrow layers are emptied (measured: benchmarks/results).
         """
         if scale_invariant is None:
-            scale_invariant = any(bool((p.sizes() > 1).any()) for p in self.partitions)
+            scale_invariant = any(bool((layer.sizes() > 1).any()) for layer in self.layers)
         return self.shares if scale_invariant else self.magnitudes
 
     @property
     def costs(self) -> list[Tensor]:
         """What each unit costs, broadcastable to the magnitudes and on their devices."""
-        return [c.to(layer.parameter.device) for c, layer in zip(self.budget.costs, self.layers)]
+        return [c.to(layer.device) for c, layer in zip(self.budget.costs, self.layers)]
 
     @property
     def room(self) -> float:
@@ -101,7 +101,7 @@ class Units:
 
     def geometry(self) -> list[tuple[float, Tensor | None]]:
         """The optimizer's step size and metric, layer by layer (`setpoint.geometry`)."""
-        return [proximal_geometry(self.optimizer, la.parameter, la.partition) for la in self.layers]
+        return [proximal_geometry(self.optimizer, la.parts[0].parameter, la.partition) for la in self.layers]
 
     def cut(self, scores: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Which units stay under the present budget, by magnitude or by the scores given: boolean tensors."""

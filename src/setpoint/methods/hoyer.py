@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from setpoint.methods.base import Method, Units
-from setpoint.units import Layer, partition
+from setpoint.units import Layer, Part, partition
 
 # The strength moves by at most this factor (a logarithm) between two updates, and stays within these bounds.
 _STRIDE = 0.5
@@ -100,7 +100,8 @@ class DeepHoyer(Method):
 
 def _energy_outside(units: Units, kept: Sequence[Tensor]) -> float:
     """Share of the layers' energy that the cut would take; what belongs to no unit, as the N of N:M, is inside."""
-    norms = [torch.linalg.vector_norm(layer.parameter.detach(), dtype=torch.float64) for layer in units.layers]
+    parameters = {part.parameter for layer in units.layers for part in layer.parts}
+    norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64) for p in parameters]
     lost = [m.masked_fill(k, 0.0).double().square().sum() for m, k in zip(units.magnitudes, kept)]
     whole = sum(float(n) ** 2 for n in norms)
     return sum(float(energy) for energy in lost) / whole if whole > 0 else 0.0
@@ -126,9 +127,10 @@ def _press_across(layer: Layer, strength: float, share: float) -> None:
         return
     other = partition(axes[kind], units.layout)
     assert other is not None
-    m = other.magnitudes(layer.parameter.detach())
+    across = Layer(layer.name, (Part(layer.name, layer.parts[0].parameter, other),))
+    m = across.magnitudes()
     order = m.flatten().argsort(descending=True, stable=True)
     kept = torch.zeros_like(order, dtype=torch.bool)
     kept[order[: max(1, round(share * m.numel()))]] = True
     factors = _pressed(m, kept.reshape(m.shape), strength)
-    layer.parameter.mul_(other.expand(factors, layer.parameter).to(layer.parameter.dtype))
+    across.multiply(factors)

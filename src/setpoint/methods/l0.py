@@ -107,9 +107,7 @@ class ConstrainedL0(Method):
 
     def _start(self, units: Units) -> None:
         shut = math.log(self.opening / (1.0 - self.opening)) - float(hard_concrete_open(torch.zeros(())).logit())
-        alphas = [
-            torch.full(p.counts, shut, device=la.parameter.device) for p, la in zip(units.partitions, units.layers)
-        ]
+        alphas = [torch.full(p.counts, shut, device=la.device) for p, la in zip(units.partitions, units.layers)]
         units.memory.update(
             log_alpha=alphas,
             first=[torch.zeros_like(a) for a in alphas],

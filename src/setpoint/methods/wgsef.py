@@ -89,7 +89,7 @@ class GroupSparseEnvelope(Method):
                 f"wgsef with debias=False cannot follow the steps of {type(optimizer).__name__}; possible: {names}, "
                 "or debias=True with any optimizer"
             )
-        pattern = next((layer.name for layer in layers if layer.partition.rest), None)
+        pattern = next((layer.name for layer in layers if layer.rest), None)
         if isinstance(optimizer, Adam | AdamW) and pattern is not None:
             raise ValueError(
                 f"wgsef with debias=False: {type(optimizer).__name__} scales each entry of {pattern!r} by itself, and "
@@ -109,7 +109,7 @@ class GroupSparseEnvelope(Method):
         """Give each unit one second moment under Adam and AdamW."""
         if isinstance(units.optimizer, Adam | AdamW):
             for layer in units.layers:
-                share_second_moment(units.optimizer, layer.parameter, layer.partition)
+                share_second_moment(units.optimizer, layer.parts[0].parameter, layer.partition)
 
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """The proximal map, divided by the magnitudes."""

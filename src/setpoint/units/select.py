@@ -10,20 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
 from setpoint.units.names import plain_name
-from setpoint.units.partition import Partition, Unit, partition, unit_name
+from setpoint.units.partition import Unit, partition, unit_name
 
 Patterns = str | Iterable[str] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One parameter that is made sparse, with its units."""
-
-    name: str
-    parameter: nn.Parameter
-    partition: Partition
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ def select(
             left[aliases[0]] = reason or ""
             continue
         _check_parameter(aliases[0], parameter, held)
-        layers.append(Layer(aliases[0], parameter, units))
+        layers.append(Layer(aliases[0], (Part(aliases[0], parameter, units),)))
     if not layers:
         raise ValueError(_nothing_left(unit, left))
     return Selection(tuple(layers), left)

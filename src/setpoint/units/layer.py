@@ -1,0 +1,90 @@
+"""Layers: the units that are counted and ranked together, and the parameters they reach into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from setpoint.units.partition import Partition
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One parameter that units reach into, and which of its entries are whose."""
+
+    name: str
+    parameter: nn.Parameter
+    partition: Partition
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Units of one kind: those of one parameter, or along one axis that several parameters share.
+
+    A unit's magnitude is the l2 norm of all its entries, in whatever parameters they are; its factor multiplies them
+    all. Methods see magnitudes and answer with factors of the shape `counts`.
+
+    Attributes:
+        name: of the parameter, or of the shared axis.
+        parts: the parameters; their partitions have the same counts.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def partition(self) -> Partition:
+        """How the units are arranged, as the first part has it."""
+        return self.parts[0].partition
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many units there are along each axis."""
+        return self.partition.counts
+
+    @property
+    def device(self) -> torch.device:
+        """Where magnitudes and factors are."""
+        return self.parts[0].parameter.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the first part's parameter."""
+        return tuple(self.parts[0].parameter.shape)
+
+    @property
+    def rest(self) -> int:
+        """How many entries belong to no unit and always stay, where the units are a pattern."""
+        return self.partition.rest
+
+    def sizes(self) -> Tensor:
+        """How many entries each unit has: a float64 tensor that broadcasts to `counts`."""
+        sizes = [part.partition.sizes() for part in self.parts]
+        return sizes[0] if len(sizes) == 1 else torch.stack([size.expand(self.counts) for size in sizes]).sum(0)
+
+    def magnitudes(self) -> Tensor:
+        """The l2 norm of each unit, in float32 or better, on the layer's device."""
+        norms = [part.partition.magnitudes(part.parameter.detach()) for part in self.parts]
+        if len(norms) == 1:
+            return norms[0]
+        whole: Tensor = torch.linalg.vector_norm(torch.stack([n.to(self.device) for n in norms]), dim=0)
+        return whole
+
+    def spread(self, factors: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """Each part with its entries' factors, of the parameter's shape."""
+        for part in self.parts:
+            yield part, part.partition.expand(factors.to(part.parameter.device), part.parameter.detach())
+
+    @torch.no_grad()
+    def multiply(self, factors: Tensor) -> None:
+        """Multiply the entries of each unit by its factor."""
+        for part, spread in self.spread(factors):
+            part.parameter.mul_(spread.to(part.parameter.dtype))
+
+    def alive(self) -> Tensor:
+        """Which units have an entry that is not zero."""
+        norms = [part.partition.magnitudes((part.parameter.detach() != 0).float()) for part in self.parts]
+        return torch.stack([n.to(self.device) for n in norms]).amax(0) > 0
