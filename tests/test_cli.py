@@ -151,7 +151,7 @@ def test_resume_takes_the_folders_config(tmp_path: Path, capsys: pytest.CaptureF
         ("train --method l0 --option opening=0.2", "l0 opening=0.2 must lie between 0.5 and 1"),
         ("train --method l0 --option integral=0", "integral=0 must be a number above 0"),
         ("train --method hoyer --option tolerance=2", "hoyer tolerance=2 must lie between 0 and 1"),
-        ("train --method hoyer --option start=fast", "start=fast; possible are: tolerance"),
+        ("train --method hoyer --option start=fast", "was given the options start=fast: "),
         ("train --method l0 --hoyer 0.8", "method 'l0' cannot meet a target hoyer=0.8"),
         ("train --method hoyer --hoyer 0.8", "method 'hoyer' cannot meet a target hoyer=0.8"),
         ("train --method hoyer --unit row --sparsity 0.99", "at most"),
