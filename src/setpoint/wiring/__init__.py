@@ -1,0 +1,16 @@
+"""Which axes of a model are one and the same: derived from its exported graph, never guessed.
+
+Each axis of each tensor is a variable (`axes`). Each operator of the exported graph unifies, factors, concatenates or
+pins axes (`rules`, told of by `walk`). While the model is traced, the sizes that its forward pass reads remember what
+they were read from (`sizes`, `watch`), so that `x.view(b, self.heads, c // self.heads)` is known to follow its axes and
+`x.view(b, 8, 64)` is known not to; all such sizes become constraints, which are solved by pinning (`settle`). What is
+left free are the groups (`groups`), which a model can be resized along (`resize`) and tested on (`check`).
+"""
+
+from setpoint.wiring.check import check
+from setpoint.wiring.derive import derive
+from setpoint.wiring.explain import explain
+from setpoint.wiring.leaves import register_leaf
+from setpoint.wiring.wiring import Attribute, Group, Pin, Slice, Wiring
+
+__all__ = ["Attribute", "Group", "Pin", "Slice", "Wiring", "check", "derive", "explain", "register_leaf"]

@@ -1,0 +1,37 @@
+"""Modules whose inside is not looked into: what passes through them, and their parameters, keep their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_OPAQUE: dict[str, str] = {}
+
+
+def register_leaf(class_name: str, reason: str) -> None:
+    """Refuse to change any axis that a class of modules touches.
+
+    Most modules need no such entry: sizes that they read from their own integer attributes are followed.
+
+    Args:
+        class_name: the last part of the class's name.
+        reason: in words that complete "cannot change, because ...".
+    """
+    _OPAQUE[class_name] = reason
+
+
+def opaque_reason(stack: Mapping[str, Any]) -> str | None:
+    """Why an operator's axes are refused, if one of the modules it is called in is a leaf."""
+    for _, owner in stack.values():
+        name = (owner if isinstance(owner, str) else owner.__name__).rpartition(".")[2]
+        if name in _OPAQUE:
+            return f"{name}: {_OPAQUE[name]}"
+    return None
+
+
+register_leaf(
+    "MultiheadAttention",
+    "its heads times their width must be the width of its input, which is computed inside the functional form",
+)
+for _name in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"):
+    register_leaf(_name, "the gates of a recurrent layer share one stacked weight, which is not taken apart")

@@ -1,0 +1,132 @@
+"""What may happen to an axis, what pins it, and the words in which that is said."""
+
+import pytest
+import torch
+from torch import nn
+from wiring_cnns import GroupNormed, PaddedResNet
+from wiring_oddities import FINE, PINNING, Adapted, Contexts, Pair
+from wiring_transformers import Plain
+
+from setpoint.wiring import check, derive, explain, register_leaf
+from setpoint.wiring.leaves import _OPAQUE
+
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("case", FINE)
+def test_what_an_axis_may_go_through(case):
+    between, width, read = FINE[case]
+    model = Pair(between, width, read)
+    wiring = derive(model, X)
+    assert [group.name for group in wiring.groups] == ["first"]
+    check(model, wiring, X)
+
+
+@pytest.mark.parametrize("case", PINNING)
+def test_what_pins_an_axis_and_why(case):
+    between, width, read, reason = PINNING[case]
+    wiring = derive(Pair(between, width, read), X)
+    assert not wiring.groups
+    pins = [p for p in wiring.pinned if (p.tensor, p.axis) == ("first.weight", 0)]
+    assert any(p.reason.startswith(reason) for p in pins), pins
+
+
+def test_what_is_left_of_an_axis_by_a_slice_is_free():
+    model = Pair(lambda y: torch.cat([y[:, :2].relu(), y[:, 2:]], dim=1))
+    wiring = derive(model, X)
+    (group,) = wiring.groups
+    assert group.size == 4
+    assert group.slices[0].index.tolist() == [[2], [3], [4], [5]]
+    assert {(p.tensor, p.axis) for p in wiring.pinned} >= {("first.weight", 0)}
+    check(model, wiring, X)
+
+
+@pytest.mark.parametrize("build", [Adapted, Contexts, Plain])
+def test_parameters_without_modules_and_graphs_in_graphs(build):
+    model = build()
+    wiring = derive(model, X)
+    names = {Adapted: {"inner", "up", "weight"}, Contexts: {"first"}, Plain: {"first"}}[build]
+    assert {group.name for group in wiring.groups} == names
+    check(model, wiring, X)
+
+
+def test_tensors_that_nothing_reads():
+    wiring = derive(Plain(), X)
+    assert {p.reason for p in wiring.pinned if p.tensor.startswith("unread")} == {"no operator reads it"}
+    # The bias of a layer of which only the weight is read shares the weight's axis.
+    assert {p.reason for p in wiring.pinned if p.tensor == "lonely.bias"} == {"'sum' reduces it"}
+
+
+def test_an_unread_bias_shrinks_with_its_weight():
+    class Lonely(Pair):
+        def forward(self, x):
+            return self.second(nn.functional.linear(x, self.first.weight))
+
+    model = Lonely()
+    derive(model, X).resize(model, {"first": torch.tensor([0, 5])})
+    assert model.first.bias.shape == (2,)
+
+
+def test_kernels_that_are_computed_from_the_input_pin_what_they_sum_over():
+    class Dynamic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.made, self.kernels, self.last = nn.Conv2d(3, 4, 1), nn.Linear(3, 5 * 4), nn.Conv2d(5, 2, 1)
+
+        def forward(self, x):
+            kernels = self.kernels(x.mean((0, 2, 3))).view(5, 4, 1, 1)
+            return self.last(nn.functional.conv2d(self.made(x), kernels))
+
+    wiring = derive(Dynamic(), torch.randn(2, 3, 4, 4))
+    assert not wiring.groups
+    (pin,) = [p for p in wiring.pinned if (p.tensor, p.axis) == ("made.weight", 0)]
+    assert pin.reason in ("two activations are multiplied and summed over it", "size written as a number in 'view'")
+
+
+def test_a_module_called_twice_shares_its_axes():
+    wiring = derive(Plain(), X)
+    tensors = {(s.tensor, s.axis) for s in wiring["first"].slices}
+    assert {("shared.weight", 0), ("shared.weight", 1), ("shared.bias", 0), ("scale", 0)} <= tensors
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_refused(kind):
+    model = nn.Sequential(nn.Linear(4, 6), kind(6, 7))
+    wiring = derive(model, X)
+    assert not wiring.groups
+    assert any(p.reason.startswith(f"{kind.__name__}: the gates") for p in wiring.pinned)
+
+
+def test_a_leaf_of_the_users_own():
+    class Secret(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(4, 6), Secret(6, 6), nn.Linear(6, 2))
+    assert len(derive(model, X).groups) == 2
+    register_leaf("Secret", "it is not to be looked into")
+    try:
+        wiring = derive(model, X)
+    finally:
+        _OPAQUE.pop("Secret")
+    assert not wiring.groups
+    pins = {(p.module, p.reason) for p in wiring.pinned if p.tensor == "0.weight" and p.axis == 0}
+    assert pins == {("1", "Secret: it is not to be looked into")}
+
+
+def test_an_explanation_names_groups_sizes_modules_and_reasons():
+    text = explain(PaddedResNet(), torch.randn(2, 3, 8, 8))
+    assert text.startswith("4 groups of units may change:")
+    assert "blocks.1.conv1: 16 of kind channel, in blocks.1.conv1.weight axis 0" in text
+    assert "padding on this axis in blocks.1: conv.weight axis 0" in text
+    text = explain(GroupNormed(), torch.randn(2, 3, 6, 6))
+    assert "norm1.num_groups is the size of conv1" in text
+    assert "'group_norm' averages over it in norm2: conv2.weight axis 0" in text
+
+
+def test_a_model_that_cannot_be_exported_is_refused():
+    class Branching(Pair):
+        def forward(self, x):
+            return self.first(x) if x.sum() > 0 else -self.first(x)
+
+    with pytest.raises(ValueError, match=r"torch\.export cannot trace the model"):
+        derive(Branching(), X)
