@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from setpoint.norms import NormWatch
-from setpoint.units import Layer, Layout, Partition, partition
+from setpoint.units import Layer, Layout, Part, Partition, partition
 
 # Under this name a module holds its gates, by the names of the parameters that they multiply.
 _HELD = "setpoint_gates"
@@ -61,25 +61,21 @@ class Site:
         assert found is not None
         return found
 
-    @property
-    def gates(self) -> UnitGates:
-        """What hangs on the parameter."""
-        return _gates_of(self.module)[self.name]
-
     def attach(self) -> UnitGates:
-        """Hang gates on the parameter, quite open."""
-        gates = UnitGates(self.units, self.parameter)
-        _hang(self.module, {**_gates_of(self.module), self.name: gates})
+        """Hang gates on the parameter, quite open; several may hang there, on entries of their own."""
+        gates, held = UnitGates(self.units, self.parameter), _gates_of(self.module)
+        _hang(self.module, {**held, self.name: (*held.get(self.name, ()), gates)})
         return gates
 
 
-def _gates_of(module: nn.Module) -> dict[str, UnitGates]:
-    held: dict[str, UnitGates] = vars(module).get(_HELD, {})
+def _gates_of(module: nn.Module) -> dict[str, tuple[UnitGates, ...]]:
+    held: dict[str, tuple[UnitGates, ...]] = vars(module).get(_HELD, {})
     return held
 
 
-def _hang(module: nn.Module, gates: dict[str, UnitGates]) -> None:
+def _hang(module: nn.Module, gates: dict[str, tuple[UnitGates, ...]]) -> None:
     """Have a module read those of its parameters that have gates through them."""
+    gates = {name: hung for name, hung in gates.items() if hung}
     plain = type(module).__bases__[0] if _gates_of(module) else type(module)
     if gates:
         vars(module)[_HELD] = gates
@@ -95,8 +91,10 @@ def _reading_through_gates(plain: type[nn.Module], names: tuple[str, ...]) -> ty
 
 def _reader(name: str) -> Callable[[nn.Module], Any]:
     def read(module: nn.Module) -> Any:
-        held: Any = getattr(module, _HELD)
-        return held[name](module._parameters[name], module.training)
+        tensor: Any = module._parameters[name]
+        for gates in _gates_of(module)[name]:
+            tensor = gates(tensor, module.training)
+        return tensor
 
     return read
 
@@ -105,7 +103,8 @@ class Gates:
     """The gates of a run, layer by layer.
 
     Gates multiply the layer's parameter itself; where a unit is a whole output and a batch norm follows the layer, they
-    multiply that norm's scale and shift instead. In front of the norm their effect would be divided out again.
+    multiply that norm's scale and shift instead. In front of the norm their effect would be divided out again. Of units
+    that cross layers they multiply what reads them, which is behind every norm.
 
     Args:
         model: that holds the parameters.
@@ -117,9 +116,10 @@ class Gates:
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self._model, self._layers = model, layers
-        self._sites: list[tuple[Site, ...]] = [(_own_site(model, layer),) for layer in layers]
+        self._sites = [_own_sites(model, layer) for layer in layers]
         self._watch = self._watching()
         self._hung: list[tuple[Site, UnitGates]] = []
+        self._by_site: dict[Site, UnitGates] = {}
         # A run that nobody refers to any more takes its gates with it.
         weakref.finalize(self, _take_off, self._hung).atexit = False
 
@@ -145,7 +145,7 @@ class Gates:
             self._watch = self._watching()  # they may not have been looked for yet
         for i, layer in enumerate(self._layers):
             name = names.get(layer.name)
-            self._sites[i] = _norm_sites(self._model.get_submodule(name)) if name else (_own_site(self._model, layer),)
+            self._sites[i] = _norm_sites(self._model.get_submodule(name)) if name else _own_sites(self._model, layer)
 
     def attach(self) -> None:
         """Hang the gates on the modules, quite open, behind the norms seen so far."""
@@ -154,26 +154,30 @@ class Gates:
                 self._sites[index] = _norm_sites(norm)
         self._watch.remove()
         self._hung += [(site, site.attach()) for sites in self._sites for site in sites]
+        self._by_site = dict(self._hung)
 
     def detach(self) -> None:
         """Take the gates away, and look for norms no longer."""
         self._watch.remove()
         _take_off(self._hung)
+        self._by_site = {}
 
     def put(self, index: int, sample: Tensor, test: Tensor) -> None:
         """Set one layer's gates, for training and for evaluation."""
         for site in self._sites[index]:
-            site.gates.sample.copy_(sample.reshape(site.units.counts))
-            site.gates.test.copy_(test.reshape(site.units.counts))
+            gates = self._by_site[site]
+            gates.sample.copy_(sample.reshape(site.units.counts))
+            gates.test.copy_(test.reshape(site.units.counts))
 
     def open(self, index: int) -> Tensor:
         """Which of one layer's units pass in evaluation, flat."""
-        return self._sites[index][0].gates.test.flatten() > 0
+        return self._by_site[self._sites[index][0]].test.flatten() > 0
 
     def samples(self, index: int) -> Tensor:
         """One layer's gates as the loss felt them, flat: the test's where the module is trained in evaluation mode."""
         site = self._sites[index][0]
-        return (site.gates.sample if site.module.training else site.gates.test).flatten()
+        gates = self._by_site[site]
+        return (gates.sample if site.module.training else gates.test).flatten()
 
     def slopes(self, index: int, optimizer: Optimizer) -> Tensor:
         """Derivative of the loss by each of one layer's gates, flat; 0 for gates that are zero."""
@@ -191,7 +195,7 @@ class Gates:
 
     def _watching(self) -> NormWatch:
         whole = [i for i, layer in enumerate(self._layers) if layer.partition.whole_outputs]
-        return NormWatch(self._model, {i: _own_site(self._model, self._layers[i]).module for i in whole})
+        return NormWatch(self._model, {i: _own_sites(self._model, self._layers[i])[0].module for i in whole})
 
     @torch.no_grad()
     def fold(self, index: int, factors: Tensor) -> None:
@@ -204,27 +208,34 @@ class Gates:
 def _take_off(hung: list[tuple[Site, UnitGates]]) -> None:
     for site, gates in hung:
         held = _gates_of(site.module)
-        if held.get(site.name) is gates:
-            _hang(site.module, {name: g for name, g in held.items() if name != site.name})
+        if any(g is gates for g in held.get(site.name, ())):
+            _hang(site.module, {**held, site.name: tuple(g for g in held[site.name] if g is not gates)})
     hung.clear()
 
 
-def _own_site(model: nn.Module, layer: Layer) -> Site:
-    parameter = layer.parts[0].parameter
+def _own_sites(model: nn.Module, layer: Layer) -> tuple[Site, ...]:
+    readers = tuple(_site(model, layer, part) for part in layer.parts if part.reads)
+    if not readers and len(layer.parts) > 1:
+        raise ValueError(f"nothing reads the units of {layer.name!r}, so there is nowhere to put a gate; exclude it")
+    return readers or (_site(model, layer, layer.parts[0]),)
+
+
+def _site(model: nn.Module, layer: Layer, part: Part) -> Site:
+    parameter = part.parameter
     places = [(m, key) for m in model.modules() for key, p in m._parameters.items() if p is parameter]
     if len(places) > 1:
         owners = ", ".join(type(module).__name__ for module, _ in places)
         raise ValueError(
-            f"parameter {layer.name!r} is shared by {len(places)} modules ({owners}): a gate on it would act on all of "
+            f"parameter {part.name!r} is shared by {len(places)} modules ({owners}): a gate on it would act on all of "
             "them; leave it out by exclude=, or take a method without gates"
         )
     module, key = places[0]
     if isinstance(module, nn.RNNBase):
         raise ValueError(
-            f"parameter {layer.name!r} is handed by {type(module).__name__} to its kernel directly, so it cannot be "
+            f"parameter {part.name!r} is handed by {type(module).__name__} to its kernel directly, so it cannot be "
             "gated; leave it out by exclude=, or take a method without gates"
         )
-    return Site(module, key, layer.partition)
+    return Site(module, key, part.partition)
 
 
 def _norm_sites(norm: nn.Module) -> tuple[Site, ...]:

@@ -16,7 +16,8 @@ from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
 from setpoint.methods import Method, Units, make_method
 from setpoint.norms import NormStatistics
 from setpoint.report import BudgetReport, LayerReport, Report
-from setpoint.units import Layer, Patterns, Unit, select, unit_name, unwrap
+from setpoint.units import Layer, Patterns, Selection, Unit, is_coupled, select, select_coupled, unit_name, unwrap
+from setpoint.wiring import Wiring
 
 
 class Sparsifier:
@@ -42,6 +43,8 @@ class Sparsifier:
         steps: how many optimizer steps the run will take.
         schedule: the phases and the path between them.
         include, exclude: globs on parameter names: see `setpoint.units.select`.
+        example_inputs: what the model is called with: a tensor, or a tuple of arguments. Needed for units that cross
+            layers, whose parts are derived from a forward pass on fake tensors.
         floor: units that no layer may lose under any budget.
         nonfinite: what happens on a step whose gradients are not finite: `"skip"` it with a warning, or `"raise"`.
 
@@ -63,6 +66,7 @@ class Sparsifier:
         schedule: Schedule | None = None,
         include: Patterns = None,
         exclude: Patterns = None,
+        example_inputs: Any = None,
         floor: int = 1,
         nonfinite: NonFinite = "skip",
     ) -> None:
@@ -70,7 +74,7 @@ class Sparsifier:
         self.method = make_method(method)
         self.target = Target.of(target)
         self.timeline = (schedule or Schedule()).timeline(steps)
-        selection = select(model, optimizer, unit, include, exclude)
+        selection, self.wiring = _chosen(model, optimizer, unit, include, exclude, example_inputs)
         budgets = allocate(selection.layers, self.target, scope, floor)
         self._layers, self._budgets = in_budgets(selection.layers, budgets)
         unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
@@ -405,6 +409,18 @@ class Sparsifier:
             return None
         values = [(len(u.layers), self.method.measured(u) or 0.0) for u in self._all_units(last=True)]
         return sum(n * v for n, v in values) / sum(n for n, _ in values)
+
+
+def _chosen(
+    model: nn.Module, optimizer: Optimizer, unit: Unit, include: Patterns, exclude: Patterns, example_inputs: Any
+) -> tuple[Selection, Wiring | None]:
+    if not is_coupled(unit):
+        return select(model, optimizer, unit, include, exclude), None
+    if example_inputs is None:
+        raise ValueError(
+            f"unit={unit!r} crosses layers: pass example_inputs=, what the model is called with, to derive its parts"
+        )
+    return select_coupled(model, optimizer, unit_name(unit), example_inputs, include, exclude)
 
 
 def _placed(memory: Any, device: torch.device) -> Any:

@@ -1,9 +1,11 @@
 """What becomes zero together: partitions of parameters into units."""
 
+from setpoint.units.coupled import is_coupled, select_coupled
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
 from setpoint.units.names import plain_name, unwrap
 from setpoint.units.partition import NM, Blocks, Partition, Slices, Unit, VectorKind, partition, unit_name
+from setpoint.units.positions import Positions
 from setpoint.units.select import Patterns, Selection, select
 
 __all__ = [
@@ -14,13 +16,16 @@ __all__ = [
     "Part",
     "Partition",
     "Patterns",
+    "Positions",
     "Selection",
     "Slices",
     "Unit",
     "VectorKind",
+    "is_coupled",
     "partition",
     "plain_name",
     "select",
+    "select_coupled",
     "unit_name",
     "unwrap",
 ]

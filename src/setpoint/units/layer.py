@@ -13,11 +13,20 @@ from setpoint.units.partition import Partition
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One parameter that units reach into, and which of its entries are whose."""
+    """One parameter that units reach into, and which of its entries are whose.
+
+    Attributes:
+        name: of the parameter.
+        parameter: itself.
+        partition: its entries by unit.
+        reads: whether a unit's entries are what reads its values, as the columns of the weight that follows do, rather
+            than all of the unit or what makes its values.
+    """
 
     name: str
     parameter: nn.Parameter
     partition: Partition
+    reads: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,7 +53,7 @@ def select(
     """
     names = _names(model)
     owners = _owners(model)
-    included, excluded = _patterns(include), _patterns(exclude)
+    included, excluded = patterns(include), patterns(exclude)
     literal = {p: parameter for p in included or () for parameter, all_names in names.items() if p in all_names}
     candidates = {p: reason for p in names if (reason := _refusal(p, owners.get(p, []))) is not _NOT_MEANT}
     for parameter in literal.values():
@@ -66,9 +66,9 @@ def select(
     left: dict[str, str] = {}
     for parameter, reason in candidates.items():
         aliases = names[parameter]
-        if included is not None and not _matches(aliases, included):
+        if included is not None and not matches(aliases, included):
             continue
-        if excluded is not None and _matches(aliases, excluded):
+        if excluded is not None and matches(aliases, excluded):
             continue
         layout = Layout.of(next(iter(owners.get(parameter, [])), None), parameter)
         units = partition(unit, layout) if reason is None else None
@@ -119,14 +119,16 @@ def _refusal(parameter: nn.Parameter, owners: Sequence[nn.Module]) -> str | None
     return None if parameter.requires_grad else _FROZEN
 
 
-def _patterns(patterns: Patterns) -> list[str] | None:
-    if patterns is None:
+def patterns(given: Patterns) -> list[str] | None:
+    """Globs as a list; None for none."""
+    if given is None:
         return None
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    return [given] if isinstance(given, str) else list(given)
 
 
-def _matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+def matches(names: Iterable[str], globs: Iterable[str]) -> bool:
+    """Whether any of the globs fits any of the names."""
+    return any(fnmatchcase(name, glob) for name in names for glob in globs)
 
 
 def _check_patterns(
@@ -136,10 +138,10 @@ def _check_patterns(
     names: dict[nn.Parameter, list[str]],
 ) -> None:
     for pattern in patterns or ():
-        if any(_matches(aliases, [pattern]) for aliases in candidates):
+        if any(matches(aliases, [pattern]) for aliases in candidates):
             continue
         possible = ", ".join(aliases[0] for aliases in candidates) or "none"
-        others = any(_matches(aliases, [pattern]) for aliases in names.values())
+        others = any(matches(aliases, [pattern]) for aliases in names.values())
         why = "no weight of a Linear or convolution layer (name other parameters in full)" if others else "nothing"
         raise ValueError(f"{argument}={pattern!r} matches {why}; possible: {possible}")
 
