@@ -72,12 +72,11 @@ class BudgetReport:
     @classmethod
     def of(cls, budget: Budget, layers: Sequence[Layer], kept: Sequence[Tensor]) -> BudgetReport:
         """Add up what is left; `kept` says for all layers which units are."""
-        spent, cheapest = budget.fixed, math.inf
-        for i, costs in zip(budget.layers, budget.costs):
-            stays = kept[i].cpu()
-            cost = costs.expand(stays.shape)
-            spent += float(cost[stays].sum())
-            gone = cost[~stays & (cost > 0)]
+        stays = [kept[i].cpu() for i in budget.layers]
+        spent, cheapest = budget.spent(stays), math.inf
+        for stay, costs in zip(stays, budget.prices(stays)):
+            cost = costs.expand(stay.shape)
+            gone = cost[~stay & (cost > 0)]
             cheapest = min(cheapest, float(gone.min()) if len(gone) else math.inf)
         names = tuple(layers[i].name for i in budget.layers)
         none_gone = math.isinf(cheapest)

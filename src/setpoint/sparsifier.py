@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from setpoint.budget import Phase, Schedule, Scope, Target, allocate, in_budgets
+from setpoint.budget import Phase, Schedule, Scope, Target, allocate, in_budgets, params_of_widths
 from setpoint.claims import claim, release
 from setpoint.functional.bits import pack_bits, unpack_bits
 from setpoint.gates import Gates
@@ -71,11 +71,15 @@ class Sparsifier:
         nonfinite: NonFinite = "skip",
     ) -> None:
         optimizer, model = checked_optimizer(optimizer), unwrap(model)
+        self.model = model
         self.method = make_method(method)
         self.target = Target.of(target)
         self.timeline = (schedule or Schedule()).timeline(steps)
         selection, self.wiring = _chosen(model, optimizer, unit, include, exclude, example_inputs)
-        budgets = allocate(selection.layers, self.target, scope, floor)
+        whole = None
+        if self.wiring is not None:
+            whole = params_of_widths(model, self.wiring, [layer.name for layer in selection.layers])
+        budgets = allocate(selection.layers, self.target, scope, floor, whole)
         self._layers, self._budgets = in_budgets(selection.layers, budgets)
         unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
         self._unit, self._scope, self._left = unit_name(unit), scope, selection.left | unnamed
@@ -132,6 +136,10 @@ class Sparsifier:
             name: ~self._gone[name] if name in self._gone else torch.ones_like(parameter, dtype=torch.bool)
             for name, parameter in self._parameters.items()
         }
+
+    def kept_units(self) -> dict[str, Tensor]:
+        """By layer, the numbers of the units that stay, once the run is frozen: int64, ascending, on the CPU."""
+        return {layer.name: kept.flatten().nonzero().flatten().cpu() for layer, kept in zip(self._layers, self._kept)}
 
     @property
     def history(self) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from setpoint.budget.schedule import Phase, Schedule, Timeline
 from setpoint.budget.scope import Budget, Scope, allocate, erk_densities, in_budgets, unit_costs
 from setpoint.budget.target import Cost, Target
+from setpoint.budget.whole import WholeCost, params_of_widths
 
 __all__ = [
     "Budget",
@@ -12,8 +13,10 @@ __all__ = [
     "Scope",
     "Target",
     "Timeline",
+    "WholeCost",
     "allocate",
     "erk_densities",
     "in_budgets",
+    "params_of_widths",
     "unit_costs",
 ]

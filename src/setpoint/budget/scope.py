@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from setpoint.budget.target import Cost, Target
+from setpoint.budget.whole import WholeCost
+from setpoint.functional.budget import project_budget
+from setpoint.functional.budget_widths import project_widths
 from setpoint.units import Layer
 
 Scope = str | Mapping[str, float]
@@ -28,6 +31,8 @@ class Budget:
         fixed: cost of what belongs to no unit (the N of an N:M pattern).
         kept: cost that may stay in the end, the fixed part included.
         requested: fraction of the cost that was asked to go.
+        whole: the cost of everything by the number of units that stay in each layer, where a unit's cost depends on
+            the others'; `costs` are then those at full width.
     """
 
     layers: tuple[int, ...]
@@ -37,6 +42,32 @@ class Budget:
     fixed: float
     kept: float
     requested: float
+    whole: WholeCost | None = None
+
+    def cut(self, scores: Sequence[Tensor], ramp: float) -> list[Tensor]:
+        """Which units stay once the budget has gone `ramp` of its way: boolean tensors shaped as the scores."""
+        if self.whole is not None:
+            return project_widths(scores, self.room(ramp), self.whole, floors=self.floors)
+        return project_budget(scores, self.room(ramp), self.costs, floors=self.floors)
+
+    def prices(self, kept: Sequence[Tensor]) -> list[Tensor]:
+        """What one unit of each layer costs, beside those that are kept."""
+        if self.whole is None:
+            return list(self.costs)
+        widths = [int(k.sum()) for k in kept]
+        here = self.whole(widths)
+        prices = []
+        for i, k in enumerate(kept):
+            step = 1 if widths[i] < k.numel() else -1
+            there = self.whole([*widths[:i], widths[i] + step, *widths[i + 1 :]])
+            prices.append(torch.tensor(step * (there - here), dtype=torch.float64))
+        return prices
+
+    def spent(self, kept: Sequence[Tensor]) -> float:
+        """The cost of what is kept, the fixed part included."""
+        if self.whole is not None:
+            return self.whole([int(k.sum()) for k in kept])
+        return self.fixed + sum(float(c.expand(k.shape)[k].sum()) for c, k in zip(self.costs, (k.cpu() for k in kept)))
 
     def room(self, ramp: float) -> float:
         """Cost that the units may have once the budget has gone `ramp` of its way, in [0, 1]."""
@@ -51,7 +82,11 @@ def unit_costs(layer: Layer, cost: Cost) -> Tensor:
 
 
 def allocate(
-    layers: Sequence[Layer], target: Target | None, scope: Scope = "global", floor: int = 1
+    layers: Sequence[Layer],
+    target: Target | None,
+    scope: Scope = "global",
+    floor: int = 1,
+    whole: WholeCost | None = None,
 ) -> tuple[Budget, ...]:
     """Divide the target among the layers.
 
@@ -67,6 +102,7 @@ def allocate(
             sparsities: each layer follows the first glob that fits it, and the target where none does (without a
             target it stays dense and is not counted).
         floor: units that no layer may lose.
+        whole: parameters of the model by the number of units that stay in each layer, for units that cross layers.
 
     Raises:
         ValueError: if the budget is not possible, naming what is; if a glob fits no layer.
@@ -76,6 +112,8 @@ def allocate(
     if isinstance(scope, str) and scope not in ("global", "uniform", "erk"):
         raise ValueError(f"scope={scope!r} is none of global, uniform, erk, or a mapping of globs to sparsities")
     cost: Cost = "params" if target is None else target.counted
+    if whole is not None and cost == "params":
+        return (_of_widths(layers, target, scope, floor, whole),)
     each = [_Part.of(i, layer, cost, floor) for i, layer in enumerate(layers)]
     if not isinstance(scope, str):
         return _by_glob(each, target, scope)
@@ -88,6 +126,31 @@ def allocate(
         return _erk(each, target)
     total = sum(p.total for p in each)
     return (_join(each, target.kept(total), 1.0 - target.kept(total) / total),)
+
+
+def _of_widths(layers: Sequence[Layer], target: Target | None, scope: Scope, floor: int, whole: WholeCost) -> Budget:
+    """One budget for all, in which what a unit costs depends on what else stays."""
+    if scope != "global":
+        raise ValueError(
+            f"scope={scope!r} divides a budget among layers, but parameters between two layers belong to both: "
+            "possible are scope='global', or a target counted in units"
+        )
+    if target is None or not target.has_budget:
+        raise ValueError("no target was given: say how much is to go, such as target=0.5")
+    counts = [math.prod(layer.counts) for layer in layers]
+    floors = [min(floor, n) for n in counts]
+    total, least = whole(counts), whole(floors)
+    kept = target.kept(total)
+    if least > kept:
+        raise ValueError(
+            f"{target}: {kept:g} of the model's {total:g} parameters may stay, but at least {least:g} do, at a floor "
+            f"of {floor} unit(s) a layer: choose more units, a larger budget or a lower floor"
+        )
+    everything = [torch.ones(n, dtype=torch.bool) for n in counts]
+    budget = Budget(
+        tuple(range(len(layers))), (), tuple(floors), total, 0.0, min(kept, total), 1.0 - kept / total, whole
+    )
+    return replace(budget, costs=tuple(budget.prices(everything)))
 
 
 def in_budgets(layers: Sequence[Layer], budgets: Sequence[Budget]) -> tuple[tuple[Layer, ...], tuple[Budget, ...]]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from setpoint.budget import Budget, Target
-from setpoint.functional import project_budget
 from setpoint.geometry import proximal_geometry
 from setpoint.units import Layer, Partition
 
@@ -89,15 +88,26 @@ class Units:
             scale_invariant = any(bool((layer.sizes() > 1).any()) for layer in self.layers)
         return self.shares if scale_invariant else self.magnitudes
 
-    @property
+    @cached_property
     def costs(self) -> list[Tensor]:
-        """What each unit costs, broadcastable to the magnitudes and on their devices."""
-        return [c.to(layer.device) for c, layer in zip(self.budget.costs, self.layers)]
+        """What each unit costs, broadcastable to the magnitudes and on their devices.
+
+        Where that depends on what else stays: at the widths that the present budget leaves.
+        """
+        prices = self.budget.prices(self._present) if self.budget.whole is not None else self.budget.costs
+        return [c.to(layer.device) for c, layer in zip(prices, self.layers)]
 
     @property
     def room(self) -> float:
-        """Cost that the units may have now."""
-        return self.budget.room(self.ramp)
+        """Cost that the units may have now, as `costs` counts it."""
+        if self.budget.whole is None:
+            return self.budget.room(self.ramp)
+        return sum(float(c) * int(k.sum()) for c, k in zip(self.costs, self._present))
+
+    @cached_property
+    def _present(self) -> list[Tensor]:
+        """What the present budget leaves, by magnitude."""
+        return self.budget.cut(self.compared(None), self.ramp)
 
     def geometry(self) -> list[tuple[float, Tensor | None]]:
         """The optimizer's step size and metric, layer by layer (`setpoint.geometry`)."""
@@ -105,9 +115,7 @@ class Units:
 
     def cut(self, scores: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Which units stay under the present budget, by magnitude or by the scores given: boolean tensors."""
-        return project_budget(
-            self.magnitudes if scores is None else scores, self.room, self.budget.costs, floors=self.budget.floors
-        )
+        return self.budget.cut(self.magnitudes if scores is None else scores, self.ramp)
 
 
 @dataclass(frozen=True)

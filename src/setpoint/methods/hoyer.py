@@ -75,7 +75,9 @@ class DeepHoyer(Method):
         strength = self._control(units, kept)
         if self.across:
             for layer in units.layers:
-                _press_across(layer, strength, units.room / (units.budget.total - units.budget.fixed))
+                _press_across(
+                    layer, strength, units.budget.room(units.ramp) / (units.budget.total - units.budget.fixed)
+                )
         return [_pressed(m, k, strength) for m, k in zip(units.magnitudes, kept)]
 
     def gauges(self, units: Units) -> dict[str, float]:

@@ -129,11 +129,20 @@ class ConstrainedL0(Method):
         alphas = memory["log_alpha"]
         home = memory["size"].device
         pulls = [slope * hard_concrete_slope(z) for z, slope in felt]
-        costs = [c.to(a.dtype) for c, a in zip(units.costs, alphas)]
-        open_cost = torch.stack([(c * (hard_concrete(a) > 0)).sum().to(home) for c, a in zip(costs, alphas)]).sum()
-        mean_cost = (units.budget.total - units.budget.fixed) / sum(a.numel() for a in alphas)
+        opened = [hard_concrete(a) > 0 for a in alphas]
+        if units.budget.whole is None:
+            costs = [c.to(a.dtype) for c, a in zip(units.costs, alphas)]
+            open_cost = torch.stack([(c * o).sum().to(home) for c, o in zip(costs, opened)]).sum()
+        else:
+            # Prices move with the widths, and slowly: they are looked up as often as the schedule makes updates.
+            if memory["steps"] % units.elapsed == 1 or units.elapsed == 1:
+                memory["prices"] = [float(p) for p in units.budget.prices(opened)]
+            costs = [torch.tensor(p, dtype=a.dtype, device=a.device) for p, a in zip(memory["prices"], alphas)]
+            open_cost = torch.tensor(units.budget.spent(opened), device=home)
+        priced = torch.stack([c.sum() * (a.numel() // c.numel()) for c, a in zip(costs, alphas)]).sum()
+        mean_cost = priced / sum(a.numel() for a in alphas)
         # No room at all is as good as very little: the violation is at its bound either way.
-        violation = torch.log(open_cost / max(units.room, 1e-30)).clamp(-1.0, 1.0)
+        violation = torch.log(open_cost / max(units.budget.room(units.ramp), 1e-30)).clamp(-1.0, 1.0)
         multiplier = self._multiplier.step(memory, violation) * self._size(memory, pulls)
         lr = self.lr or max(_RATE, _TRAVEL * units.share / units.elapsed)
         for a, first, second, pull, cost in zip(alphas, memory["first"], memory["second"], pulls, costs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -113,7 +113,8 @@ class GroupSparseEnvelope(Method):
 
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """The proximal map, divided by the magnitudes."""
-        weights, room = self._weights(units), units.budget.room(units.ramp if self.level == "ramp" else 1.0)
+        weights, units = self._weights(units), units if self.level == "ramp" else replace(units, ramp=1.0)
+        room = units.room
         if weights is not None:
             # Units of weight 0 take no part in the envelope's budget, but in the cut's.
             free = sum(float((c * (w == 0)).expand_as(w).sum()) for c, w in zip(units.costs, weights))

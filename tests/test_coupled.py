@@ -1,0 +1,167 @@
+"""Units that cross layers: every method meets the target exactly, and the smaller model computes the same."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import setpoint
+from setpoint.recipes.models import build_model
+from test_contract import METHODS
+
+from nets import OPTIMIZERS
+
+STEPS = 12
+
+
+class Attention(nn.Module):
+    """Two heads and a hidden layer, without norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+        self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.o(mixed)
+        return self.head((x + self.down(torch.relu(self.up(x)))).mean(1))
+
+
+NETS = {
+    "lenet5": (lambda: build_model("lenet5", shape=(1, 28, 28), classes=4, width=0.3), (1, 28, 28)),
+    "resnet20": (lambda: build_model("resnet20", shape=(3, 16, 16), classes=4, width=0.25), (3, 16, 16)),
+    "attention": (Attention, (5, 16)),
+}
+CASES = [("lenet5", "channel"), ("lenet5", "neuron"), ("resnet20", "channel"), ("attention", "neuron")]
+
+
+def build(net, optimizer="sgd"):
+    torch.manual_seed(0)
+    factory, shape = NETS[net]
+    model = factory()
+
+    def batch(step):
+        generator = torch.Generator().manual_seed(step)
+        return torch.randn(6, *shape, generator=generator), torch.randint(4, (6,), generator=generator)
+
+    return model, OPTIMIZERS[optimizer](model.parameters()), batch
+
+
+def train(model, optimizer, batch, steps, start=0):
+    for step in range(start, start + steps):
+        inputs, targets = batch(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+
+
+def entries(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("net", "unit"), CASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_parameters_of_the_smaller_model_meet_the_target(method, net, unit, optimizer):
+    model, opt, batch = build(net, optimizer)
+    dense = entries(model)
+    sparsifier = setpoint.Sparsifier(
+        model, opt, method=method, target=0.3, unit=unit, steps=STEPS, example_inputs=batch(0)[0]
+    )
+    train(model, opt, batch, STEPS)
+    report = sparsifier.report()
+    assert report.exact
+    small = setpoint.compact(sparsifier, example_inputs=batch(0)[0])
+    assert entries(small) <= 0.7 * dense
+    # One more unit of any group would break it: counted on real models.
+    kept = sparsifier.kept_units()
+    for layer in sparsifier._layers:
+        if len(kept[layer.name]) < layer.counts[0]:
+            gone = next(i for i in range(layer.counts[0]) if i not in kept[layer.name].tolist())
+            larger = copy.deepcopy(model)
+            sparsifier.wiring.resize(larger, {**kept, layer.name: torch.cat([kept[layer.name], torch.tensor([gone])])})
+            assert entries(larger) > 0.7 * dense
+    assert report.budgets[0].kept == entries(small)
+    # It trains on, in ordinary modules.
+    again = torch.optim.SGD(small.parameters(), lr=0.01)
+    train(small, again, batch, 2)
+    assert not any("setpoint" in type(m).__module__ for m in small.modules() if "recipes" not in type(m).__module__)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target", [setpoint.Target(params=2000), setpoint.Target(units=0.5), 0.5])
+def test_targets(method, target):
+    model, opt, batch = build("resnet20")
+    sparsifier = setpoint.Sparsifier(
+        model, opt, method=method, target=target, unit="channel", steps=STEPS, example_inputs=batch(0)[0]
+    )
+    units = sum(layer.counts[0] for layer in sparsifier._layers)
+    dense = entries(model)
+    train(model, opt, batch, STEPS)
+    small = setpoint.compact(sparsifier, batch(0)[0])
+    if isinstance(target, setpoint.Target) and target.units:
+        assert sum(len(k) for k in sparsifier.kept_units().values()) == units // 2
+    else:
+        wanted = 2000 if isinstance(target, setpoint.Target) else 0.5 * dense
+        assert 0.8 * wanted < entries(small) <= wanted
+    assert sparsifier.report().exact
+
+
+@pytest.mark.parametrize("method", ["magnitude", "l0"])
+@pytest.mark.parametrize("cut", [3, 5, 9])
+def test_resume_is_bit_exact(method, cut):
+    def fresh():
+        model, opt, batch = build("resnet20")
+        sparsifier = setpoint.Sparsifier(
+            model, opt, method=method, target=0.4, unit="channel", steps=STEPS, example_inputs=batch(0)[0]
+        )
+        return model, opt, batch, sparsifier
+
+    straight, opt, batch, _ = fresh()
+    train(straight, opt, batch, STEPS)
+    model, opt, batch, _ = fresh()
+    train(model, opt, batch, cut)
+    states = copy.deepcopy((model.state_dict(), opt.state_dict()))
+    again, opt, batch, sparsifier = fresh()
+    again.load_state_dict(states[0])
+    opt.load_state_dict(states[1])
+    train(again, opt, batch, STEPS - cut, start=cut)
+    assert all(torch.equal(a, b) for a, b in zip(straight.state_dict().values(), again.state_dict().values()))
+    setpoint.compact(sparsifier, batch(0)[0])
+
+
+def test_whole_heads_go():
+    model, opt, batch = build("attention")
+    sparsifier = setpoint.Sparsifier(
+        model, opt, target=setpoint.Target(units=2), unit="head", steps=STEPS, example_inputs=batch(0)[0]
+    )
+    train(model, opt, batch, STEPS)
+    small = setpoint.compact(sparsifier, batch(0)[0])
+    assert small.q.weight.shape == (8, 16)
+    assert small.o.weight.shape == (16, 8)
+
+
+def test_refusals():
+    model, opt, batch = build("resnet20")
+    with pytest.raises(ValueError, match="pass example_inputs="):
+        setpoint.Sparsifier(model, opt, target=0.5, unit="channel", steps=STEPS)
+    x = batch(0)[0]
+    with pytest.raises(ValueError, match="scope='uniform' divides"):
+        setpoint.Sparsifier(model, opt, target=0.5, unit="channel", scope="uniform", steps=STEPS, example_inputs=x)
+    with pytest.raises(ValueError, match="parameters may stay, but at least"):
+        setpoint.Sparsifier(model, opt, target=0.999, unit="channel", steps=STEPS, example_inputs=x)
+    with pytest.raises(ValueError, match="there are no units of kind 'head'"):
+        setpoint.Sparsifier(model, opt, target=0.5, unit="head", steps=STEPS, example_inputs=x)
+    with pytest.raises(ValueError, match="matches no group"):
+        setpoint.Sparsifier(model, opt, target=0.5, unit="channel", exclude="x*", steps=STEPS, example_inputs=x)
+    sparsifier = setpoint.Sparsifier(model, opt, target=0.5, unit="channel", steps=STEPS, example_inputs=x)
+    with pytest.raises(ValueError, match="dense phase"):
+        setpoint.compact(sparsifier)
+    sparsifier.remove()
+    other = setpoint.Sparsifier(model, opt, target=0.5, unit="filter", steps=STEPS)
+    with pytest.raises(ValueError, match="possible: unit='channel'"):
+        setpoint.compact(other)
