@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import setpoint
+from setpoint.budget import count_flops, flops_of_widths, params_of_widths
 from setpoint.recipes.models import build_model
+from setpoint.wiring import derive
 from test_contract import METHODS
 
 from nets import OPTIMIZERS
@@ -111,6 +114,56 @@ def test_targets(method, target):
     assert sparsifier.report().exact
 
 
+def real_flops(model, x):
+    with FlopCounterMode(display=False) as counter:
+        copy.deepcopy(model).to("meta").eval()(x.to("meta"))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("net", "unit"), [*CASES, ("attention", "head")])
+def test_flops_are_those_of_the_counter_at_any_width(net, unit):
+    model, _, batch = build(net)
+    x = batch(0)[0]
+    wiring = derive(model, x)
+    groups = [group.name for group in wiring.groups]
+    cost, params = flops_of_widths(model, wiring, groups, x), params_of_widths(model, wiring, groups)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        widths = [int(torch.randint(1, wiring[g].size + 1, (1,), generator=generator)) for g in groups]
+        small = copy.deepcopy(model)
+        wiring.resize(small, {g: torch.arange(n) for g, n in zip(groups, widths)})
+        assert cost(widths) == pytest.approx(real_flops(small, x), rel=1e-9)
+        assert params(widths) == entries(small)
+
+
+@pytest.mark.parametrize(("net", "unit"), [c for c in CASES if c != ("lenet5", "neuron")] + [("attention", "head")])
+@pytest.mark.parametrize("method", METHODS)
+def test_flops_of_the_smaller_model_meet_the_target(method, net, unit):
+    model, opt, batch = build(net)
+    x = batch(0)[0]
+    sparsifier = setpoint.Sparsifier(
+        model, opt, method=method, target=setpoint.Target(flops=0.7), unit=unit, steps=STEPS, example_inputs=x
+    )
+    train(model, opt, batch, STEPS)
+    report = sparsifier.report()
+    small = setpoint.compact(sparsifier, x)
+    assert report.exact
+    assert report.budgets[0].kept == pytest.approx(real_flops(small, x), rel=1e-9)
+    assert real_flops(small, x) <= 0.7 * real_flops(model, x)
+
+
+def test_flops_of_single_weights_are_counted_in_the_chosen_layers():
+    model, opt, batch = build("lenet5")
+    x = batch(0)[0]
+    target = setpoint.Target(flops=0.4)
+    sparsifier = setpoint.Sparsifier(model, opt, method="magnitude", target=target, steps=STEPS, example_inputs=x)
+    train(model, opt, batch, STEPS)
+    assert sparsifier.report().exact
+    flops, _ = count_flops(model, x)
+    left = sum(flops[name] * float((model.get_parameter(name) != 0).float().mean()) for name in sparsifier.masks)
+    assert 0.399 < left / real_flops(model, x) <= 0.4 + 1e-9
+
+
 @pytest.mark.parametrize("method", ["magnitude", "l0"])
 @pytest.mark.parametrize("cut", [3, 5, 9])
 def test_resume_is_bit_exact(method, cut):
@@ -152,7 +205,7 @@ def test_refusals():
     x = batch(0)[0]
     with pytest.raises(ValueError, match="scope='uniform' divides"):
         setpoint.Sparsifier(model, opt, target=0.5, unit="channel", scope="uniform", steps=STEPS, example_inputs=x)
-    with pytest.raises(ValueError, match="parameters may stay, but at least"):
+    with pytest.raises(ValueError, match="params may stay, but at least"):
         setpoint.Sparsifier(model, opt, target=0.999, unit="channel", steps=STEPS, example_inputs=x)
     with pytest.raises(ValueError, match="there are no units of kind 'head'"):
         setpoint.Sparsifier(model, opt, target=0.5, unit="head", steps=STEPS, example_inputs=x)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from setpoint.budget import Phase, Schedule, Scope, Target, allocate, in_budgets, params_of_widths
+from setpoint.budget import (
+    Phase,
+    Schedule,
+    Scope,
+    Target,
+    WholeCost,
+    allocate,
+    flops_of_widths,
+    flops_per_entry,
+    in_budgets,
+    params_of_widths,
+)
 from setpoint.claims import claim, release
 from setpoint.functional.bits import pack_bits, unpack_bits
 from setpoint.gates import Gates
@@ -44,7 +56,7 @@ class Sparsifier:
         schedule: the phases and the path between them.
         include, exclude: globs on parameter names: see `setpoint.units.select`.
         example_inputs: what the model is called with: a tensor, or a tuple of arguments. Needed for units that cross
-            layers, whose parts are derived from a forward pass on fake tensors.
+            layers, whose parts are derived from a forward pass on fake tensors, and for targets in FLOPs.
         floor: units that no layer may lose under any budget.
         nonfinite: what happens on a step whose gradients are not finite: `"skip"` it with a warning, or `"raise"`.
 
@@ -76,10 +88,8 @@ class Sparsifier:
         self.target = Target.of(target)
         self.timeline = (schedule or Schedule()).timeline(steps)
         selection, self.wiring = _chosen(model, optimizer, unit, include, exclude, example_inputs)
-        whole = None
-        if self.wiring is not None:
-            whole = params_of_widths(model, self.wiring, [layer.name for layer in selection.layers])
-        budgets = allocate(selection.layers, self.target, scope, floor, whole)
+        rates, whole = _costs(model, selection.layers, self.wiring, self.target, example_inputs)
+        budgets = allocate(selection.layers, self.target, scope, floor, rates=rates, whole=whole)
         self._layers, self._budgets = in_budgets(selection.layers, budgets)
         unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
         self._unit, self._scope, self._left = unit_name(unit), scope, selection.left | unnamed
@@ -429,6 +439,27 @@ def _chosen(
             f"unit={unit!r} crosses layers: pass example_inputs=, what the model is called with, to derive its parts"
         )
     return select_coupled(model, optimizer, unit_name(unit), example_inputs, include, exclude)
+
+
+def _costs(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    wiring: Wiring | None,
+    target: Target | None,
+    example_inputs: Any,
+) -> tuple[dict[str, float] | None, WholeCost | None]:
+    """What an entry of each layer costs, or what the whole model does by the widths of its groups."""
+    counted = "params" if target is None else target.counted
+    names = [layer.name for layer in layers]
+    if counted == "flops":
+        if example_inputs is None:
+            raise ValueError("a target in FLOPs needs example_inputs=, what the model is called with")
+        if wiring is not None:
+            return None, flops_of_widths(model, wiring, names, example_inputs)
+        return flops_per_entry(model, layers, example_inputs), None
+    if wiring is not None and counted == "params":
+        return None, params_of_widths(model, wiring, names)
+    return None, None
 
 
 def _placed(memory: Any, device: torch.device) -> Any:

@@ -1,5 +1,6 @@
 """Costs, targets, scopes and schedules: who may keep how much, and when."""
 
+from setpoint.budget.flops import count_flops, flops_of_widths, flops_per_entry
 from setpoint.budget.schedule import Phase, Schedule, Timeline
 from setpoint.budget.scope import Budget, Scope, allocate, erk_densities, in_budgets, unit_costs
 from setpoint.budget.target import Cost, Target
@@ -15,7 +16,10 @@ __all__ = [
     "Timeline",
     "WholeCost",
     "allocate",
+    "count_flops",
     "erk_densities",
+    "flops_of_widths",
+    "flops_per_entry",
     "in_budgets",
     "params_of_widths",
     "unit_costs",

@@ -86,6 +86,8 @@ def allocate(
     target: Target | None,
     scope: Scope = "global",
     floor: int = 1,
+    *,
+    rates: Mapping[str, float] | None = None,
     whole: WholeCost | None = None,
 ) -> tuple[Budget, ...]:
     """Divide the target among the layers.
@@ -102,7 +104,8 @@ def allocate(
             sparsities: each layer follows the first glob that fits it, and the target where none does (without a
             target it stays dense and is not counted).
         floor: units that no layer may lose.
-        whole: parameters of the model by the number of units that stay in each layer, for units that cross layers.
+        rates: by layer, what one of its entries costs, where that is not 1.
+        whole: the model's cost by the number of units that stay in each layer, for units that cross layers.
 
     Raises:
         ValueError: if the budget is not possible, naming what is; if a glob fits no layer.
@@ -112,9 +115,11 @@ def allocate(
     if isinstance(scope, str) and scope not in ("global", "uniform", "erk"):
         raise ValueError(f"scope={scope!r} is none of global, uniform, erk, or a mapping of globs to sparsities")
     cost: Cost = "params" if target is None else target.counted
-    if whole is not None and cost == "params":
+    if whole is not None:
         return (_of_widths(layers, target, scope, floor, whole),)
-    each = [_Part.of(i, layer, cost, floor) for i, layer in enumerate(layers)]
+    each = [
+        _Part.of(i, layer, cost, floor, 1.0 if rates is None else rates[layer.name]) for i, layer in enumerate(layers)
+    ]
     if not isinstance(scope, str):
         return _by_glob(each, target, scope)
     if target is None:
@@ -132,7 +137,7 @@ def _of_widths(layers: Sequence[Layer], target: Target | None, scope: Scope, flo
     """One budget for all, in which what a unit costs depends on what else stays."""
     if scope != "global":
         raise ValueError(
-            f"scope={scope!r} divides a budget among layers, but parameters between two layers belong to both: "
+            f"scope={scope!r} divides a budget among layers, but what lies between two layers belongs to both: "
             "possible are scope='global', or a target counted in units"
         )
     if target is None or not target.has_budget:
@@ -143,8 +148,8 @@ def _of_widths(layers: Sequence[Layer], target: Target | None, scope: Scope, flo
     kept = target.kept(total)
     if least > kept:
         raise ValueError(
-            f"{target}: {kept:g} of the model's {total:g} parameters may stay, but at least {least:g} do, at a floor "
-            f"of {floor} unit(s) a layer: choose more units, a larger budget or a lower floor"
+            f"{target}: {kept:g} of the model's {total:g} {target.counted} may stay, but at least {least:g} do, at a "
+            f"floor of {floor} unit(s) a layer: choose more units, a larger budget or a lower floor"
         )
     everything = [torch.ones(n, dtype=torch.bool) for n in counts]
     budget = Budget(
@@ -173,8 +178,8 @@ class _Part:
     fixed: float
 
     @classmethod
-    def of(cls, index: int, layer: Layer, cost: Cost, floor: int) -> _Part:
-        costs, count, rest = unit_costs(layer, cost), math.prod(layer.counts), layer.rest
+    def of(cls, index: int, layer: Layer, cost: Cost, floor: int, rate: float = 1.0) -> _Part:
+        costs, count, rest = unit_costs(layer, cost) * rate, math.prod(layer.counts), layer.rest * rate
         movable = float(costs) * count if costs.ndim == 0 else float(costs.expand(layer.counts).sum())
         return cls(index, layer, costs, 0 if rest else min(floor, count), movable + rest, float(rest))
 

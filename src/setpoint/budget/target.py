@@ -5,20 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Cost = Literal["units", "params"]
+Cost = Literal["units", "params", "flops"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """How sparse the chosen parameters are to become. One of `sparsity`, `units` and `params`, or `hoyer`, or both.
+    """How much may stay. One of `sparsity`, `units`, `params` and `flops`, or `hoyer`, or both.
+
+    Units of single parameters are counted in the parameters chosen; units that cross layers (channels, neurons, heads)
+    in the whole model, as it is once they are taken out.
 
     Attributes:
         sparsity: fraction of the cost that goes, in (0, 1).
-        cost: what `sparsity` counts: `"params"`, the entries of the chosen parameters, or `"units"`, how many units.
-            The same for single weights; not for filters of layers of different width. For N:M patterns both count
-            single weights.
+        cost: what `sparsity` counts: `"params"`, entries of parameters; `"units"`, how many units; `"flops"`,
+            floating-point operations of a forward pass on the example inputs, as `torch.utils.flop_counter` counts
+            them. The same for single weights of one layer; not for filters of layers of different width. For N:M
+            patterns units are single weights.
         units: how many units may stay: a number (int), or a fraction in (0, 1).
-        params: how many entries of the chosen parameters may stay: a number (int), or a fraction in (0, 1).
+        params: how many entries of parameters may stay: a number (int), or a fraction in (0, 1).
+        flops: how many operations may stay: a number (int), or a fraction in (0, 1).
         hoyer: average Hoyer sparsity to reach, in (0, 1); only methods that project to it accept it.
 
     Raises:
@@ -29,6 +34,7 @@ class Target:
     cost: Cost = "params"
     units: int | float | None = None
     params: int | float | None = None
+    flops: int | float | None = None
     hoyer: float | None = None
 
     def __post_init__(self) -> None:
@@ -38,7 +44,7 @@ class Target:
         _check_fraction("hoyer", self.hoyer)
         for name in get_args(Cost):
             _check_amount(name, getattr(self, name))
-        given = [name for name in ("sparsity", "units", "params") if getattr(self, name) is not None]
+        given = [name for name in ("sparsity", *get_args(Cost)) if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"a target takes one budget, but {' and '.join(given)} were given")
 
@@ -52,16 +58,16 @@ class Target:
     @property
     def counted(self) -> Cost:
         """The cost that the budget is counted in."""
-        return "units" if self.units is not None else "params" if self.params is not None else self.cost
+        return next((name for name in get_args(Cost) if getattr(self, name) is not None), self.cost)
 
     @property
     def has_budget(self) -> bool:
         """Whether zeros are asked for, beside or instead of a Hoyer sparsity."""
-        return self.sparsity is not None or self.units is not None or self.params is not None
+        return any(getattr(self, name) is not None for name in ("sparsity", *get_args(Cost)))
 
     def kept(self, total: float) -> float:
         """The cost that may stay, of `total`."""
-        amount = self.units if self.units is not None else self.params
+        amount = next((getattr(self, name) for name in get_args(Cost) if getattr(self, name) is not None), None)
         if amount is None:
             return total if self.sparsity is None else total * (1.0 - self.sparsity)
         return float(amount) if isinstance(amount, int) else total * amount

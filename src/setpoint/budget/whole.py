@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 
 from torch import nn
@@ -22,26 +23,36 @@ def params_of_widths(model: nn.Module, wiring: Wiring, groups: Sequence[str]) ->
         wiring: its axes.
         groups: names of the groups whose widths change, in the order in which widths are given.
     """
-    fixed = 0.0
-    changing: list[tuple[int, list[Layout]]] = []
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    seen = {alias for first, aliases in wiring.aliases.items() for alias in aliases if alias != first}
-    for name, parameter in parameters.items():
-        if name in seen:
-            continue
-        layouts = wiring.layouts.get(name, ())
-        moving = [layout for layout in layouts if set(layout.groups) & set(groups)]
-        if moving:
-            constant = prod(layout.size for layout in layouts if layout not in moving)
-            changing.append((constant, moving))
-        else:
-            fixed += parameter.numel()
+    fixed, changing = parameter_sizes(model, wiring, groups)
+    constant = float(sum(fixed.values()))
 
     def cost(widths: Sequence[int]) -> float:
         by_name = dict(zip(groups, widths))
-        return fixed + sum(c * prod(_size(layout, by_name) for layout in moving) for c, moving in changing)
+        return constant + sum(size(by_name) for size in changing.values())
 
     return cost
+
+
+def parameter_sizes(
+    model: nn.Module, wiring: Wiring, groups: Sequence[str]
+) -> tuple[dict[str, int], dict[str, Callable[[Mapping[str, int]], int]]]:
+    """Entries of the parameters that no group reaches into, and of the others by the widths of the groups.
+
+    Shared parameters are there once, under their first name.
+    """
+    fixed: dict[str, int] = {}
+    changing: dict[str, Callable[[Mapping[str, int]], int]] = {}
+    for name, parameter in model.named_parameters():
+        layouts = wiring.layouts.get(name, ())
+        if any(set(layout.groups) & set(groups) for layout in layouts):
+            changing[name] = partial(_entries, layouts)
+        else:
+            fixed[name] = parameter.numel()
+    return fixed, changing
+
+
+def _entries(layouts: Sequence[Layout], widths: Mapping[str, int]) -> int:
+    return prod(_size(layout, widths) for layout in layouts)
 
 
 def _size(layout: Layout, widths: Mapping[str, int]) -> int:
