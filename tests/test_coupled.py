@@ -114,6 +114,24 @@ def test_targets(method, target):
     assert sparsifier.report().exact
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("amount", [{"params": 0.6}, {"flops": 0.6}, {"units": 0.6}])
+def test_widths_in_multiples(method, amount):
+    model, opt, batch = build("lenet5")
+    target = setpoint.Target(**amount, multiple_of=4)
+    x = batch(0)[0]
+    sparsifier = setpoint.Sparsifier(
+        model, opt, method=method, target=target, unit="channel", steps=STEPS, example_inputs=x
+    )
+    train(model, opt, batch, STEPS)
+    assert sparsifier.report().exact
+    sizes = {layer.name: layer.counts[0] for layer in sparsifier._layers}
+    widths = {name: len(kept) for name, kept in sparsifier.kept_units().items()}
+    assert all(n % 4 == 0 or n == sizes[name] for name, n in widths.items())
+    assert widths != sizes
+    setpoint.compact(sparsifier, x)
+
+
 def real_flops(model, x):
     with FlopCounterMode(display=False) as counter:
         copy.deepcopy(model).to("meta").eval()(x.to("meta"))
@@ -215,6 +233,8 @@ def test_refusals():
     with pytest.raises(ValueError, match="dense phase"):
         setpoint.compact(sparsifier)
     sparsifier.remove()
+    with pytest.raises(ValueError, match="multiple_of=8 rounds the widths"):
+        setpoint.Sparsifier(model, opt, target=setpoint.Target(0.5, multiple_of=8), unit="filter", steps=STEPS)
     other = setpoint.Sparsifier(model, opt, target=0.5, unit="filter", steps=STEPS)
     with pytest.raises(ValueError, match="possible: unit='channel'"):
         setpoint.compact(other)

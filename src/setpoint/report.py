@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -59,7 +58,8 @@ class BudgetReport:
         budget: cost that may stay, after rounding to what is achievable.
         kept: cost that stays.
         requested: fraction asked to go.
-        cheapest_gone: cost of the cheapest unit that went; None if all stay.
+        cheapest_gone: cost of the cheapest unit that went (or step of width, where widths are rounded); None if all
+            stay.
     """
 
     layers: tuple[str, ...]
@@ -73,14 +73,8 @@ class BudgetReport:
     def of(cls, budget: Budget, layers: Sequence[Layer], kept: Sequence[Tensor]) -> BudgetReport:
         """Add up what is left; `kept` says for all layers which units are."""
         stays = [kept[i].cpu() for i in budget.layers]
-        spent, cheapest = budget.spent(stays), math.inf
-        for stay, costs in zip(stays, budget.prices(stays)):
-            cost = costs.expand(stay.shape)
-            gone = cost[~stay & (cost > 0)]
-            cheapest = min(cheapest, float(gone.min()) if len(gone) else math.inf)
         names = tuple(layers[i].name for i in budget.layers)
-        none_gone = math.isinf(cheapest)
-        return cls(names, budget.total, budget.kept, spent, budget.requested, None if none_gone else cheapest)
+        return cls(names, budget.total, budget.kept, budget.spent(stays), budget.requested, budget.next_cost(stays))
 
     @property
     def exact(self) -> bool:

@@ -459,6 +459,8 @@ def _costs(
         return flops_per_entry(model, layers, example_inputs), None
     if wiring is not None and counted == "params":
         return None, params_of_widths(model, wiring, names)
+    if wiring is not None and target is not None and target.multiple_of > 1:
+        return None, lambda widths: float(sum(widths))
     return None, None
 
 

@@ -33,6 +33,7 @@ class Budget:
         requested: fraction of the cost that was asked to go.
         whole: the cost of everything by the number of units that stay in each layer, where a unit's cost depends on
             the others'; `costs` are then those at full width.
+        multiple: how many units of a layer go or stay at a time; only with `whole`.
     """
 
     layers: tuple[int, ...]
@@ -43,11 +44,12 @@ class Budget:
     kept: float
     requested: float
     whole: WholeCost | None = None
+    multiple: int = 1
 
     def cut(self, scores: Sequence[Tensor], ramp: float) -> list[Tensor]:
         """Which units stay once the budget has gone `ramp` of its way: boolean tensors shaped as the scores."""
         if self.whole is not None:
-            return project_widths(scores, self.room(ramp), self.whole, floors=self.floors)
+            return project_widths(scores, self.room(ramp), self.whole, floors=self.floors, multiple=self.multiple)
         return project_budget(scores, self.room(ramp), self.costs, floors=self.floors)
 
     def prices(self, kept: Sequence[Tensor]) -> list[Tensor]:
@@ -68,6 +70,21 @@ class Budget:
         if self.whole is not None:
             return self.whole([int(k.sum()) for k in kept])
         return self.fixed + sum(float(c.expand(k.shape)[k].sum()) for c, k in zip(self.costs, (k.cpu() for k in kept)))
+
+    def next_cost(self, kept: Sequence[Tensor]) -> float | None:
+        """What the cheapest unit that went would cost, or the cheapest step of width; None if all stay."""
+        if self.whole is None:
+            gone = [c.expand(k.shape)[~k] for c, k in zip(self.costs, (k.cpu() for k in kept))]
+            found = [float(g[g > 0].min()) for g in gone if bool((g > 0).any())]
+        else:
+            widths, here = [int(k.sum()) for k in kept], self.spent(kept)
+            after = [min(w - w % self.multiple + self.multiple, k.numel()) for w, k in zip(widths, kept)]
+            found = [
+                self.whole([*widths[:i], a, *widths[i + 1 :]]) - here
+                for i, (a, w) in enumerate(zip(after, widths))
+                if a > w
+            ]
+        return min(found, default=None)
 
     def room(self, ramp: float) -> float:
         """Cost that the units may have once the budget has gone `ramp` of its way, in [0, 1]."""
@@ -114,6 +131,11 @@ def allocate(
         raise ValueError(f"floor={floor} must be a number of units >= 0")
     if isinstance(scope, str) and scope not in ("global", "uniform", "erk"):
         raise ValueError(f"scope={scope!r} is none of global, uniform, erk, or a mapping of globs to sparsities")
+    if target is not None and target.multiple_of > 1 and whole is None:
+        raise ValueError(
+            f"multiple_of={target.multiple_of} rounds the widths of a smaller model: it takes units that cross layers "
+            "(unit='channel', 'neuron' or 'head') and scope='global'"
+        )
     cost: Cost = "params" if target is None else target.counted
     if whole is not None:
         return (_of_widths(layers, target, scope, floor, whole),)
@@ -143,17 +165,18 @@ def _of_widths(layers: Sequence[Layer], target: Target | None, scope: Scope, flo
     if target is None or not target.has_budget:
         raise ValueError("no target was given: say how much is to go, such as target=0.5")
     counts = [math.prod(layer.counts) for layer in layers]
-    floors = [min(floor, n) for n in counts]
+    multiple = 1 if target is None else target.multiple_of
+    floors = [min(-(-floor // multiple) * multiple, n) for n in counts]
     total, least = whole(counts), whole(floors)
     kept = target.kept(total)
     if least > kept:
         raise ValueError(
             f"{target}: {kept:g} of the model's {total:g} {target.counted} may stay, but at least {least:g} do, at a "
-            f"floor of {floor} unit(s) a layer: choose more units, a larger budget or a lower floor"
+            f"floor of {max(floors)} unit(s) a layer: choose more units, a larger budget or a lower floor"
         )
     everything = [torch.ones(n, dtype=torch.bool) for n in counts]
     budget = Budget(
-        tuple(range(len(layers))), (), tuple(floors), total, 0.0, min(kept, total), 1.0 - kept / total, whole
+        tuple(range(len(layers))), (), tuple(floors), total, 0.0, min(kept, total), 1.0 - kept / total, whole, multiple
     )
     return replace(budget, costs=tuple(budget.prices(everything)))
 

@@ -24,6 +24,8 @@ class Target:
         units: how many units may stay: a number (int), or a fraction in (0, 1).
         params: how many entries of parameters may stay: a number (int), or a fraction in (0, 1).
         flops: how many operations may stay: a number (int), or a fraction in (0, 1).
+        multiple_of: widths of groups of units that cross layers are multiples of this, or full: hardware may run 33
+            channels at half the speed of 32. The remainder goes to where it is worth most.
         hoyer: average Hoyer sparsity to reach, in (0, 1); only methods that project to it accept it.
 
     Raises:
@@ -36,10 +38,13 @@ class Target:
     params: int | float | None = None
     flops: int | float | None = None
     hoyer: float | None = None
+    multiple_of: int = 1
 
     def __post_init__(self) -> None:
         if self.cost not in get_args(Cost):
             raise ValueError(f"cost={self.cost!r} is none of {', '.join(get_args(Cost))}")
+        if self.multiple_of < 1:
+            raise ValueError(f"multiple_of={self.multiple_of} must be at least 1")
         _check_fraction("sparsity", self.sparsity)
         _check_fraction("hoyer", self.hoyer)
         for name in get_args(Cost):
@@ -80,6 +85,8 @@ class Target:
         parts += [
             f"{v} {n} kept" if isinstance(v, int) else f"{_percent(v)} of the {n} kept" for n, v in amounts.items()
         ]
+        if self.multiple_of > 1:
+            parts.append(f"widths in multiples of {self.multiple_of}")
         if self.hoyer is not None:
             parts.append(f"Hoyer sparsity {self.hoyer:g}")
         return ", ".join(parts)
