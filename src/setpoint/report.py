@@ -15,19 +15,21 @@ from setpoint.units import Layer
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One parameter. Zeros are counted in the parameter itself, not in a mask.
+    """One layer. Zeros are counted in the parameters themselves, not in a mask.
 
     Attributes:
-        name: of the parameter.
-        shape: of the parameter.
+        name: of the parameter, or of the group of units that cross layers.
+        tensor: name of its parameter, of a group the first.
+        shape: of that parameter.
         units: how many units it has.
         units_kept: how many are left.
-        params: how many entries it has.
+        params: how many entries its units have, those that they share with other groups' units included.
         params_kept: how many are not zero.
         requested: fraction of its cost asked to go, where the layer has a budget of its own.
     """
 
     name: str
+    tensor: str
     shape: tuple[int, ...]
     units: int
     units_kept: int
@@ -40,7 +42,9 @@ class LayerReport:
         """Count in the parameter as it is now; `kept` says which units are left."""
         left = sum(int(torch.count_nonzero(part.parameter)) for part in layer.parts)
         entries = sum(part.parameter.numel() for part in layer.parts)
-        return cls(layer.name, layer.shape, kept.numel(), int(kept.sum()), entries, left, requested)
+        return cls(
+            layer.name, layer.parts[0].name, layer.shape, kept.numel(), int(kept.sum()), entries, left, requested
+        )
 
     @property
     def sparsity(self) -> float:
@@ -99,6 +103,8 @@ class Report:
         step, steps, phase: where the run is.
         layers: the parameters made sparse.
         budgets: what was to be met.
+        params: entries of all layers' parameters, each counted once.
+        params_kept: those that are not zero.
         left_dense: parameters that might have been meant, and why they stay dense.
         hoyer: average Hoyer sparsity reached, where one was asked for.
         skipped_steps: optimizer steps skipped for gradients that were not finite.
@@ -114,19 +120,11 @@ class Report:
     phase: Phase
     layers: tuple[LayerReport, ...]
     budgets: tuple[BudgetReport, ...]
+    params: int
+    params_kept: int
     left_dense: dict[str, str]
     hoyer: float | None
     skipped_steps: int
-
-    @property
-    def params(self) -> int:
-        """Entries of all layers."""
-        return sum(layer.params for layer in self.layers)
-
-    @property
-    def params_kept(self) -> int:
-        """Entries that are not zero."""
-        return sum(layer.params_kept for layer in self.layers)
 
     @property
     def sparsity(self) -> float:
@@ -150,7 +148,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        totals = {k: getattr(self, k) for k in ("params", "params_kept", "sparsity", "requested", "achieved", "exact")}
+        totals = {k: getattr(self, k) for k in ("sparsity", "requested", "achieved", "exact")}
         out = asdict(self) | totals
         for row, layer in zip(out["layers"], self.layers):
             row["sparsity"] = layer.sparsity

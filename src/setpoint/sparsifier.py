@@ -224,6 +224,8 @@ class Sparsifier:
                 for i, (layer, kept) in enumerate(zip(self._layers, kept_units))
             ),
             budgets=tuple(BudgetReport.of(b, self._layers, kept_units) for b in self._budgets),
+            params=sum(p.numel() for p in self._parameters.values()),
+            params_kept=sum(int(torch.count_nonzero(p)) for p in self._parameters.values()),
             left_dense=dict(self._left),
             hoyer=self._hoyer(),
             skipped_steps=self._hooks.skipped,

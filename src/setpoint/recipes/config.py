@@ -27,8 +27,10 @@ class TrainConfig:
         options: of the method, by name.
         sparsity: fraction of the cost that goes. None where a Hoyer sparsity or an N:M pattern says how much.
         hoyer: average Hoyer sparsity to reach, for the method gsp.
-        cost: what the sparsity counts: params or units.
-        unit: what becomes zero together: weight, row, column, kernel, filter, a block such as 4x4, or 2:4.
+        cost: what the sparsity counts: params, units or flops.
+        unit: what becomes zero together: weight, row, column, kernel, filter, a block such as 4x4, or 2:4; or what can
+            be taken out of the network: channel, neuron or head.
+        multiple_of: widths of channels, neurons and heads are multiples of this, or full.
         scope: who holds a budget: global, uniform or erk; in a file also a mapping from globs to sparsities.
         floor: units that no layer may lose.
         include: globs of the parameters to make sparse; all weights by default.
@@ -63,6 +65,7 @@ class TrainConfig:
     hoyer: float | None = None
     cost: Cost = "params"
     unit: str = "weight"
+    multiple_of: int = 1
     scope: str | Mapping[str, float] = "global"
     floor: int = 1
     include: tuple[str, ...] = ()
@@ -115,7 +118,7 @@ class TrainConfig:
         """What is asked for; None for all that an N:M pattern or a scope of globs gives."""
         if self.sparsity is None and self.hoyer is None:
             return None
-        return Target(sparsity=self.sparsity, cost=self.cost, hoyer=self.hoyer)
+        return Target(sparsity=self.sparsity, cost=self.cost, hoyer=self.hoyer, multiple_of=self.multiple_of)
 
     @property
     def phases(self) -> Schedule:

@@ -39,6 +39,6 @@ def draw_run(folder: RunFolder, result: RunResult, shape: tuple[int, int, int]) 
         )
     with atomic_path(folder.path / "layers.png") as part:
         layers_plot(layers, part, title=title)
-    first = layers[0]["name"]
+    first = layers[0]["tensor"]
     with atomic_path(folder.path / "first_layer.png") as part:
         first_layer_plot(load(folder.model)[first], part, shape=shape, name=first)

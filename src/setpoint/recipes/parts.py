@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,7 +67,7 @@ def build_parts(config: TrainConfig, dataset: Dataset, *, sparse: bool) -> Parts
     )
     optimizer = _optimizer(config, model)
     steps = config.epochs * len(train)
-    sparsifier = _sparsifier(config, model, optimizer, steps) if sparse else None
+    sparsifier = _sparsifier(config, model, optimizer, steps, dataset.shape) if sparse else None
     factor = partial(_cosine, steps) if config.lr_schedule == "cosine" else _constant
     scheduler = LambdaLR(optimizer, factor)
     validation, test = (_evaluation(split, dataset, config) for split in (dataset.validation, dataset.test))
@@ -94,7 +95,9 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     return (Adam if config.optimizer == "adam" else AdamW)(groups, lr=lr)
 
 
-def _sparsifier(config: TrainConfig, model: nn.Module, optimizer: Optimizer, steps: int) -> Sparsifier:
+def _sparsifier(
+    config: TrainConfig, model: nn.Module, optimizer: Optimizer, steps: int, shape: Sequence[int]
+) -> Sparsifier:
     return Sparsifier(
         model,
         optimizer,
@@ -106,6 +109,7 @@ def _sparsifier(config: TrainConfig, model: nn.Module, optimizer: Optimizer, ste
         schedule=config.phases,
         include=config.include or None,
         exclude=config.exclude or None,
+        example_inputs=torch.zeros(1, *shape, device=config.device),
         floor=config.floor,
     )
 
