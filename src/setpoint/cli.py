@@ -112,6 +112,21 @@ def compare(*runs: Path, out: Path | None = None) -> None:
         console.print(f"plot: {out}", highlight=False, soft_wrap=True)
 
 
+@app.command
+def compact(run: Path) -> None:
+    """Take out of a run's model what went: fewer parameters, less arithmetic, the same outputs.
+
+    Leaves compact.safetensors and compact.json in the run's folder, and shows what both models cost.
+
+    Args:
+        run: folder of a finished run with units that cross layers (channel, neuron or head).
+    """
+    from setpoint.recipes.compacting import compact_run
+    from setpoint.reporting.costs import costs_table
+
+    Console().print(costs_table(compact_run(run)))
+
+
 def _read_run(folder: Path) -> dict[str, Any]:
     from setpoint.recipes import read_result
 

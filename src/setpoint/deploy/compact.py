@@ -41,11 +41,17 @@ def compact(sparsifier: Sparsifier, example_inputs: Any = None) -> nn.Module:
     small = copy.deepcopy(sparsifier.model)
     sparsifier.wiring.resize(small, sparsifier.kept_units())
     if example_inputs is not None:
-        _compare(sparsifier.model, small, example_inputs)
+        compare_outputs(sparsifier.model, small, example_inputs)
     return small
 
 
-def _compare(model: nn.Module, small: nn.Module, example_inputs: Any) -> None:
+@torch.no_grad()
+def compare_outputs(model: nn.Module, small: nn.Module, example_inputs: Any) -> None:
+    """Check that two models compute the same, in evaluation mode.
+
+    Raises:
+        RuntimeError: if an output differs by more than 1e-5 of its largest entry.
+    """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     for one, other in zip(_outputs(model, inputs), _outputs(small, inputs)):
         scale = max(float(one.abs().max()), torch.finfo(torch.float32).tiny)

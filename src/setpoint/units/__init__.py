@@ -1,6 +1,6 @@
 """What becomes zero together: partitions of parameters into units."""
 
-from setpoint.units.coupled import is_coupled, select_coupled
+from setpoint.units.coupled import COUPLED, is_coupled, layer_of, select_coupled
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
 from setpoint.units.names import plain_name, unwrap
@@ -9,6 +9,7 @@ from setpoint.units.positions import Positions
 from setpoint.units.select import Patterns, Selection, select
 
 __all__ = [
+    "COUPLED",
     "NM",
     "Blocks",
     "Layer",
@@ -22,6 +23,7 @@ __all__ = [
     "Unit",
     "VectorKind",
     "is_coupled",
+    "layer_of",
     "partition",
     "plain_name",
     "select",

@@ -58,7 +58,7 @@ def select_coupled(
         included = include is None or matches(names[name], patterns(include) or [])
         if not included or matches(names[name], patterns(exclude) or []):
             continue
-        layer = _layer(model, group)
+        layer = layer_of(model, group)
         frozen = next((part.name for part in layer.parts if not part.parameter.requires_grad), None)
         if frozen is not None:
             left[name] = f"its units reach into {frozen!r}, which is frozen (requires_grad is False)"
@@ -76,7 +76,8 @@ def select_coupled(
     return Selection(tuple(layers), left), wiring
 
 
-def _layer(model: nn.Module, group: Group) -> Layer:
+def layer_of(model: nn.Module, group: Group) -> Layer:
+    """The units of a group, with the parameters that they reach into."""
     parameters: dict[str, nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
     parts = [
         Part(

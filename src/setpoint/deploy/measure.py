@@ -1,0 +1,110 @@
+"""What models cost to run: parameters, operations, bytes and milliseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from setpoint.budget import count_flops
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model's costs.
+
+    Attributes:
+        parameters: entries of all parameters.
+        flops: operations of a forward pass on one example, a multiplication and an addition counting two.
+        bytes: of parameters and buffers.
+        latency_ms: by batch size, the median time of a forward pass in milliseconds.
+    """
+
+    parameters: int
+    flops: int
+    bytes: int
+    latency_ms: Mapping[int, float]
+
+
+@torch.no_grad()
+def measure(
+    models: Mapping[str, nn.Module], example: Any, *, batches: Sequence[int] = (1, 64), repeats: int = 30
+) -> dict[str, Measurement]:
+    """Measure models side by side, in evaluation mode.
+
+    Latencies are taken in turns, one pass of each model after another, so that what slows the machine down slows all
+    of them; only their ratios carry over to other machines.
+
+    Args:
+        models: by name, on one device.
+        example: one example without the batch dimension: a tensor, or a tuple of the arguments' tensors.
+        batches: sizes of the batches to time.
+        repeats: passes of each model at each size, after three to warm up.
+
+    Raises:
+        ValueError: for no model, or for fewer than one repeat.
+    """
+    if not models or repeats < 1:
+        raise ValueError(f"there must be a model and a repeat: {len(models)} models, repeats={repeats}")
+    device = next((p.device for m in models.values() for p in m.parameters()), torch.device("cpu"))
+    with _evaluating(models.values()):
+        latency = {size: _latencies(models, _batch(example, size, device), repeats) for size in batches}
+        one = _batch(example, 1, device)
+        return {
+            name: Measurement(
+                parameters=sum(p.numel() for p in model.parameters()),
+                flops=_flops(model, one),
+                bytes=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
+                latency_ms={size: times[name] for size, times in latency.items()},
+            )
+            for name, model in models.items()
+        }
+
+
+def _flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    by_parameter, rest = count_flops(model, inputs)
+    return sum(by_parameter.values()) + rest
+
+
+def _batch(example: Any, size: int, device: torch.device) -> tuple[Any, ...]:
+    arguments = example if isinstance(example, tuple) else (example,)
+    batched = _pytree.tree_map_only(Tensor, lambda t: t.to(device).unsqueeze(0).expand(size, *t.shape), arguments)
+    return tuple(batched)
+
+
+def _latencies(models: Mapping[str, nn.Module], inputs: tuple[Any, ...], repeats: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for i in range(repeats + 3):
+        for name, model in models.items():
+            since = _now(inputs)
+            model(*inputs)
+            if i >= 3:
+                times[name].append(_now(inputs) - since)
+    return {name: 1e3 * median(taken) for name, taken in times.items()}
+
+
+def _now(inputs: tuple[Any, ...]) -> float:
+    """The time at which the device has done what it was given."""
+    for tensor in _pytree.tree_leaves(inputs):
+        if isinstance(tensor, Tensor) and tensor.is_cuda:
+            torch.cuda.synchronize(tensor.device)
+    return time.perf_counter()
+
+
+@contextmanager
+def _evaluating(models: Any) -> Iterator[None]:
+    modes = {module: module.training for model in models for module in model.modules()}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
