@@ -199,3 +199,14 @@ def test_the_module_is_a_command() -> None:
     command = [sys.executable, "-m", "setpoint", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip().count(".") == 2
+
+
+def test_analyse_shows_groups_and_refusals(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("analyse", "resnet20", "--shape", "3x16x16", "--width", "0.25") == 0
+    out = capsys.readouterr().out
+    assert "layer1.0.conv1" in out
+    assert "model output" in out
+    assert run("analyse", "torch.nn:Identity") == 0
+    capsys.readouterr()
+    assert "cannot be made" in complaint(capsys, "analyse", "torch.nn:Nothing")
+    assert "is no shape" in complaint(capsys, "analyse", "resnet20", "--shape", "large")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -125,6 +125,35 @@ def compact(run: Path) -> None:
     from setpoint.reporting.costs import costs_table
 
     Console().print(costs_table(compact_run(run)))
+
+
+@app.command
+def analyse(model: str, *, shape: str = "3x32x32", classes: int = 10, width: float = 1.0) -> None:
+    """Show which parts of a model can be taken out together, and why others cannot.
+
+    Args:
+        model: a name such as resnet20, or package.module:function of a function that makes one without arguments.
+        shape: of one example, such as 3x32x32.
+        classes: of a model that is named.
+        width: multiplier of the hidden sizes of a model that is named.
+    """
+    import torch
+
+    from setpoint.recipes.models import build_model, import_model
+    from setpoint.wiring import explain
+
+    sizes = _sizes(shape)
+    # A model that is named takes images, and says so.
+    image = cast("tuple[int, int, int]", sizes)
+    built = import_model(model) if ":" in model else build_model(model, shape=image, classes=classes, width=width)
+    print(explain(built, torch.zeros(1, *sizes)))  # noqa: T201 - plain text, to be read and piped
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        raise ValueError(f"shape={text!r} is no shape such as 3x32x32") from None
 
 
 def _read_run(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Every model by its name."""
 
 from collections.abc import Callable
+from importlib import import_module
 
 from torch import nn
 
@@ -73,3 +74,19 @@ def build_model(name: str, *, shape: Shape, classes: int, width: float | int | N
             f"so that above 0 and up to {_LARGEST_WIDTH} is possible"
         )
     return _BUILDERS[name](shape, classes, factor)
+
+
+def import_model(reference: str) -> nn.Module:
+    """Build a model of the user's own: call what `package.module:function` names, without arguments.
+
+    Raises:
+        ValueError: If there is no such module or function, or what it gives is no module.
+    """
+    path, _, name = reference.partition(":")
+    try:
+        built = getattr(import_module(path), name)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"model {reference!r} cannot be made: {error}") from error
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"model {reference!r} is of type {type(built).__name__}; a torch.nn.Module is possible")
+    return built
