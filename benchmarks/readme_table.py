@@ -1,6 +1,6 @@
 """Print the README's table of MNIST accuracies from the committed results.
 
-    python benchmarks/readme_table.py
+python benchmarks/readme_table.py
 """
 
 from __future__ import annotations
