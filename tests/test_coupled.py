@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import setpoint
-from setpoint.budget import count_flops, flops_of_widths, params_of_widths
+from setpoint.budget import bytes_of_widths, count_flops, flops_of_widths, params_of_widths
 from setpoint.recipes.models import build_model
 from setpoint.wiring import derive
 from test_contract import METHODS
@@ -60,6 +60,10 @@ def train(model, optimizer, batch, steps, start=0):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
+
+
+def held(model):
+    return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 
 
 def entries(model):
@@ -145,6 +149,7 @@ def test_flops_are_those_of_the_counter_at_any_width(net, unit):
     wiring = derive(model, x)
     groups = [group.name for group in wiring.groups]
     cost, params = flops_of_widths(model, wiring, groups, x), params_of_widths(model, wiring, groups)
+    memory = bytes_of_widths(model, wiring, groups)
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         widths = [int(torch.randint(1, wiring[g].size + 1, (1,), generator=generator)) for g in groups]
@@ -152,6 +157,7 @@ def test_flops_are_those_of_the_counter_at_any_width(net, unit):
         wiring.resize(small, {g: torch.arange(n) for g, n in zip(groups, widths)})
         assert cost(widths) == pytest.approx(real_flops(small, x), rel=1e-9)
         assert params(widths) == entries(small)
+        assert memory(widths) == held(small)
 
 
 @pytest.mark.parametrize(("net", "unit"), [c for c in CASES if c != ("lenet5", "neuron")] + [("attention", "head")])
@@ -168,6 +174,21 @@ def test_flops_of_the_smaller_model_meet_the_target(method, net, unit):
     assert report.exact
     assert report.budgets[0].kept == pytest.approx(real_flops(small, x), rel=1e-9)
     assert real_flops(small, x) <= 0.7 * real_flops(model, x)
+
+
+@pytest.mark.parametrize("unit", ["channel", "weight"])
+def test_bytes(unit):
+    model, opt, batch = build("resnet20")
+    x = batch(0)[0]
+    sparsifier = setpoint.Sparsifier(
+        model, opt, target=setpoint.Target(bytes=8000), unit=unit, steps=STEPS, example_inputs=x
+    )
+    train(model, opt, batch, STEPS)
+    assert sparsifier.report().exact
+    if unit == "channel":
+        assert 7000 < held(setpoint.compact(sparsifier, x)) <= 8000
+    else:
+        assert sum(int(mask.sum()) for mask in sparsifier.masks.values()) == 2000
 
 
 def test_flops_of_single_weights_are_counted_in_the_chosen_layers():

@@ -16,6 +16,7 @@ from setpoint.budget import (
     Target,
     WholeCost,
     allocate,
+    bytes_of_widths,
     flops_of_widths,
     flops_per_entry,
     in_budgets,
@@ -459,6 +460,10 @@ def _costs(
         if wiring is not None:
             return None, flops_of_widths(model, wiring, names, example_inputs)
         return flops_per_entry(model, layers, example_inputs), None
+    if counted == "bytes":
+        if wiring is not None:
+            return None, bytes_of_widths(model, wiring, names)
+        return {layer.name: float(layer.parts[0].parameter.element_size()) for layer in layers}, None
     if wiring is not None and counted == "params":
         return None, params_of_widths(model, wiring, names)
     if wiring is not None and target is not None and target.multiple_of > 1:

@@ -4,7 +4,7 @@ from setpoint.budget.flops import count_flops, flops_of_widths, flops_per_entry
 from setpoint.budget.schedule import Phase, Schedule, Timeline
 from setpoint.budget.scope import Budget, Scope, allocate, erk_densities, in_budgets, unit_costs
 from setpoint.budget.target import Cost, Target
-from setpoint.budget.whole import WholeCost, params_of_widths
+from setpoint.budget.whole import WholeCost, bytes_of_widths, params_of_widths
 
 __all__ = [
     "Budget",
@@ -16,6 +16,7 @@ __all__ = [
     "Timeline",
     "WholeCost",
     "allocate",
+    "bytes_of_widths",
     "count_flops",
     "erk_densities",
     "flops_of_widths",

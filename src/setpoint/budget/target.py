@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Cost = Literal["units", "params", "flops"]
+Cost = Literal["units", "params", "flops", "bytes"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """How much may stay. One of `sparsity`, `units`, `params` and `flops`, or `hoyer`, or both.
+    """How much may stay. One of `sparsity`, `units`, `params`, `flops` and `bytes`, or `hoyer`, or both.
 
     Units of single parameters are counted in the parameters chosen; units that cross layers (channels, neurons, heads)
     in the whole model, as it is once they are taken out.
@@ -19,11 +19,13 @@ class Target:
         sparsity: fraction of the cost that goes, in (0, 1).
         cost: what `sparsity` counts: `"params"`, entries of parameters; `"units"`, how many units; `"flops"`,
             floating-point operations of a forward pass on the example inputs, as `torch.utils.flop_counter` counts
-            them. The same for single weights of one layer; not for filters of layers of different width. For N:M
-            patterns units are single weights.
+            them; `"bytes"`, of the parameters (and of a whole model's buffers) as they lie in memory. The same for
+            single weights of one layer; not for filters of layers of different width. For N:M patterns units are
+            single weights.
         units: how many units may stay: a number (int), or a fraction in (0, 1).
         params: how many entries of parameters may stay: a number (int), or a fraction in (0, 1).
         flops: how many operations may stay: a number (int), or a fraction in (0, 1).
+        bytes: how many bytes may stay: a number (int), or a fraction in (0, 1).
         multiple_of: widths of groups of units that cross layers are multiples of this, or full: hardware may run 33
             channels at half the speed of 32. The remainder goes to where it is worth most.
         hoyer: average Hoyer sparsity to reach, in (0, 1); only methods that project to it accept it.
@@ -37,6 +39,7 @@ class Target:
     units: int | float | None = None
     params: int | float | None = None
     flops: int | float | None = None
+    bytes: int | float | None = None
     hoyer: float | None = None
     multiple_of: int = 1
 

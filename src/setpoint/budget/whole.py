@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
 from setpoint.wiring import Wiring
 from setpoint.wiring.layouts import Layout
@@ -33,6 +33,26 @@ def params_of_widths(model: nn.Module, wiring: Wiring, groups: Sequence[str]) ->
     return cost
 
 
+def bytes_of_widths(model: nn.Module, wiring: Wiring, groups: Sequence[str]) -> WholeCost:
+    """The bytes of all parameters and buffers, in their own dtypes, shared ones once.
+
+    Args:
+        model: that the wiring was derived from.
+        wiring: its axes.
+        groups: names of the groups whose widths change, in the order in which widths are given.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    fixed, changing = _sizes(tensors, wiring, groups)
+    each = {name: tensor.element_size() for name, tensor in tensors.items()}
+    constant = float(sum(entries * each[name] for name, entries in fixed.items()))
+
+    def cost(widths: Sequence[int]) -> float:
+        by_name = dict(zip(groups, widths))
+        return constant + sum(size(by_name) * each[name] for name, size in changing.items())
+
+    return cost
+
+
 def parameter_sizes(
     model: nn.Module, wiring: Wiring, groups: Sequence[str]
 ) -> tuple[dict[str, int], dict[str, Callable[[Mapping[str, int]], int]]]:
@@ -40,14 +60,20 @@ def parameter_sizes(
 
     Shared parameters are there once, under their first name.
     """
+    return _sizes(dict(model.named_parameters()), wiring, groups)
+
+
+def _sizes(
+    tensors: Mapping[str, Tensor], wiring: Wiring, groups: Sequence[str]
+) -> tuple[dict[str, int], dict[str, Callable[[Mapping[str, int]], int]]]:
     fixed: dict[str, int] = {}
     changing: dict[str, Callable[[Mapping[str, int]], int]] = {}
-    for name, parameter in model.named_parameters():
+    for name, tensor in tensors.items():
         layouts = wiring.layouts.get(name, ())
         if any(set(layout.groups) & set(groups) for layout in layouts):
             changing[name] = partial(_entries, layouts)
         else:
-            fixed[name] = parameter.numel()
+            fixed[name] = tensor.numel()
     return fixed, changing
 
 

@@ -27,7 +27,7 @@ class TrainConfig:
         options: of the method, by name.
         sparsity: fraction of the cost that goes. None where a Hoyer sparsity or an N:M pattern says how much.
         hoyer: average Hoyer sparsity to reach, for the method gsp.
-        cost: what the sparsity counts: params, units or flops.
+        cost: what the sparsity counts: params, units, flops or bytes.
         unit: what becomes zero together: weight, row, column, kernel, filter, a block such as 4x4, or 2:4; or what can
             be taken out of the network: channel, neuron or head.
         multiple_of: widths of channels, neurons and heads are multiples of this, or full.
