@@ -13,7 +13,7 @@ from setpoint.recipes.models import build_model
 from setpoint.wiring import derive
 from test_contract import METHODS
 
-from nets import OPTIMIZERS
+from nets import OPTIMIZERS, train
 
 STEPS = 12
 
@@ -52,14 +52,6 @@ def build(net, optimizer="sgd"):
         return torch.randn(6, *shape, generator=generator), torch.randint(4, (6,), generator=generator)
 
     return model, OPTIMIZERS[optimizer](model.parameters()), batch
-
-
-def train(model, optimizer, batch, steps, start=0):
-    for step in range(start, start + steps):
-        inputs, targets = batch(step)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
 
 
 def held(model):

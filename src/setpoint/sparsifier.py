@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from setpoint.budget import (
-    Phase,
-    Schedule,
-    Scope,
-    Target,
-    WholeCost,
-    allocate,
-    bytes_of_widths,
-    flops_of_widths,
-    flops_per_entry,
-    in_budgets,
-    params_of_widths,
-)
+from setpoint.budget import Phase, Schedule, Scope, Target, allocate, costs_of, in_budgets
 from setpoint.claims import claim, release
 from setpoint.functional.bits import pack_bits, unpack_bits
 from setpoint.gates import Gates
@@ -89,7 +76,7 @@ class Sparsifier:
         self.target = Target.of(target)
         self.timeline = (schedule or Schedule()).timeline(steps)
         selection, self.wiring = _chosen(model, optimizer, unit, include, exclude, example_inputs)
-        rates, whole = _costs(model, selection.layers, self.wiring, self.target, example_inputs)
+        rates, whole = costs_of(model, selection.layers, self.wiring, self.target, example_inputs)
         budgets = allocate(selection.layers, self.target, scope, floor, rates=rates, whole=whole)
         self._layers, self._budgets = in_budgets(selection.layers, budgets)
         unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
@@ -442,33 +429,6 @@ def _chosen(
             f"unit={unit!r} crosses layers: pass example_inputs=, what the model is called with, to derive its parts"
         )
     return select_coupled(model, optimizer, unit_name(unit), example_inputs, include, exclude)
-
-
-def _costs(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    wiring: Wiring | None,
-    target: Target | None,
-    example_inputs: Any,
-) -> tuple[dict[str, float] | None, WholeCost | None]:
-    """What an entry of each layer costs, or what the whole model does by the widths of its groups."""
-    counted = "params" if target is None else target.counted
-    names = [layer.name for layer in layers]
-    if counted == "flops":
-        if example_inputs is None:
-            raise ValueError("a target in FLOPs needs example_inputs=, what the model is called with")
-        if wiring is not None:
-            return None, flops_of_widths(model, wiring, names, example_inputs)
-        return flops_per_entry(model, layers, example_inputs), None
-    if counted == "bytes":
-        if wiring is not None:
-            return None, bytes_of_widths(model, wiring, names)
-        return {layer.name: float(layer.parts[0].parameter.element_size()) for layer in layers}, None
-    if wiring is not None and counted == "params":
-        return None, params_of_widths(model, wiring, names)
-    if wiring is not None and target is not None and target.multiple_of > 1:
-        return None, lambda widths: float(sum(widths))
-    return None, None
 
 
 def _placed(memory: Any, device: torch.device) -> Any:

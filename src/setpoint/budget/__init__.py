@@ -1,5 +1,6 @@
 """Costs, targets, scopes and schedules: who may keep how much, and when."""
 
+from setpoint.budget.costs import costs_of
 from setpoint.budget.flops import count_flops, flops_of_widths, flops_per_entry
 from setpoint.budget.schedule import Phase, Schedule, Timeline
 from setpoint.budget.scope import Budget, Scope, allocate, erk_densities, in_budgets, unit_costs
@@ -17,6 +18,7 @@ __all__ = [
     "WholeCost",
     "allocate",
     "bytes_of_widths",
+    "costs_of",
     "count_flops",
     "erk_densities",
     "flops_of_widths",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -194,6 +194,20 @@ class Method(ABC):
     def measured(self, units: Units) -> float | None:
         """The value of a measure that the target names beside the budget, as the method understands it."""
         return None
+
+
+def check_weights(weights: Mapping[str, Tensor] | None, layers: Sequence[Layer]) -> None:
+    """Refuse a user's weights of units, given by parameter name, that no layer has or that no weight can be.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    names = [layer.name for layer in layers]
+    for name, given in (weights or {}).items():
+        if name not in names:
+            raise ValueError(f"weights are given for {name!r}, which is none of the layers: {', '.join(names)}")
+        if not bool((torch.isfinite(given) & (given >= 0)).all()):
+            raise ValueError(f"the weights of {name!r} must be finite and not negative")
 
 
 def as_factors(kept: Sequence[Tensor]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from setpoint.budget import Target
 from setpoint.functional.gsp import gsp_factors, mean_hoyer
-from setpoint.methods.base import Method, Units, as_factors
+from setpoint.methods.base import Method, Units, as_factors, check_weights
 from setpoint.units import Layer, Partition, VectorKind
 
 Measure = Literal["zeros", "hoyer"]
@@ -64,11 +64,7 @@ class GroupedSparseProjection(Method):
         lengths = {layer.name: self._length(layer.partition, self._kind(layer.partition)) for layer in layers}
         if all(length < 2 for length in lengths.values()):
             raise ValueError(f"every layer is a single unit ({', '.join(lengths)}): choose smaller units")
-        for name, weights in (self.weights or {}).items():
-            if name not in lengths:
-                raise ValueError(f"weights are given for {name!r}, which is none of the layers: {', '.join(lengths)}")
-            if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-                raise ValueError(f"the weights of {name!r} must be finite and not negative")
+        check_weights(self.weights, layers)
 
     def scores(self, units: Units) -> Sequence[Tensor]:
         """The mu at which the projection takes each unit; magnitudes where a Hoyer sparsity rules."""

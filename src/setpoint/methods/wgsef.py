@@ -13,7 +13,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from setpoint.budget import Target
 from setpoint.functional import prox_group_envelope
 from setpoint.geometry import FOLLOWED, share_second_moment
-from setpoint.methods.base import Method, Units
+from setpoint.methods.base import Method, Units, check_weights
 from setpoint.units import Layer, Partition
 
 Level = Literal["ramp", "target"]
@@ -80,7 +80,10 @@ class GroupSparseEnvelope(Method):
     def check(self, layers: Sequence[Layer], target: Target | None, optimizer: Optimizer) -> None:
         """Refuse weights that do not fit and, for the convex envelope, steps that its proximal map cannot follow."""
         super().check(layers, target, optimizer)
-        self._check_weights({layer.name: layer.partition for layer in layers})
+        check_weights(self.weights, layers)
+        partitions = {layer.name: layer.partition for layer in layers}
+        for name, weights in (self.weights or {}).items():
+            _check_shape(name, weights, partitions[name])
         if self.debias:
             return
         if not isinstance(optimizer, FOLLOWED):
@@ -146,22 +149,15 @@ class GroupSparseEnvelope(Method):
         given = [self.weights.get(name, torch.ones(())) for name in units.names]
         return [_spread(w, p).to(m.device, torch.float64) for w, p, m in zip(given, units.partitions, units.magnitudes)]
 
-    def _check_weights(self, partitions: Mapping[str, Partition]) -> None:
-        for name, weights in (self.weights or {}).items():
-            if name not in partitions:
-                raise ValueError(
-                    f"weights are given for {name!r}, which is none of the layers: {', '.join(partitions)}"
-                )
-            if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-                raise ValueError(f"the weights of {name!r} must be finite and not negative")
-            try:
-                _spread(weights, partitions[name])
-            except RuntimeError:
-                counts = partitions[name].counts
-                raise ValueError(
-                    f"the weights of {name!r} have shape {tuple(weights.shape)}; possible: what broadcasts to its "
-                    f"units, {counts}, and for single weights the parameter's shape"
-                ) from None
+
+def _check_shape(name: str, weights: Tensor, partition: Partition) -> None:
+    try:
+        _spread(weights, partition)
+    except RuntimeError:
+        raise ValueError(
+            f"the weights of {name!r} have shape {tuple(weights.shape)}; possible: what broadcasts to its "
+            f"units, {partition.counts}, and for single weights the parameter's shape"
+        ) from None
 
 
 def _spread(weights: Tensor, partition: Partition) -> Tensor:
