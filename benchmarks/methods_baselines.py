@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnist_runs import fine_tuning, narrow
+from methods_runs import fine_tuning, narrow
 from setpoint.recipes import RunResult, TrainConfig
 from setpoint.recipes.data import load_dataset
 from setpoint.recipes.dense import dense_twin

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe
-from mnist_runs import BASELINES, DENSE_PRUNED, MODES, SMALL_DENSE
+from methods_runs import BASELINES, DENSE_PRUNED, MODES, SMALL_DENSE
 from setpoint.reporting import compare_plot, group_runs
 from setpoint.reporting.compare import Spread
 

@@ -1,13 +1,15 @@
-"""Which method: accuracy against sparsity on MNIST, every method and two honest baselines beside the dense twin.
+"""Which method: accuracy against sparsity, every method and two honest baselines beside the dense twin.
 
-`weights` makes single weights zero, `structured` whole filters and neurons (LeNet-5). The comparison can be run in
+`weights` makes single weights zero, `structured` whole filters and neurons (LeNet-5), `channels` takes channels out of
+a network (ResNet-20 on CIFAR-10) until its operations are as few as asked for. The comparison can be run in
 pieces, in any order, and stopped at any moment: a finished run is not repeated, a stopped one goes on where it was.
-After each run `results/mnist-<model>[-structured].json`, `.md` and `.png` are written anew from all finished runs of
+After each run `results/<data>-<model>[-<mode>].json`, `.md` and `.png` are written anew from all finished runs of
 that model, mode and number of epochs in the folder of runs.
 
-    python benchmarks/mnist.py lenet300
-    python benchmarks/mnist.py lenet5 structured --variants magnitude small-dense --seeds 0
-    python benchmarks/mnist.py lenet5 --collect
+    python benchmarks/methods.py lenet300
+    python benchmarks/methods.py lenet5 structured --variants magnitude small-dense --seeds 0
+    python benchmarks/methods.py resnet20 channels
+    python benchmarks/methods.py lenet5 --collect
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-from mnist_runs import MODES, Task, finished, stem, tasks_in
+from methods_runs import DATA, MODES, Task, finished, stem, tasks_in
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,9 +41,9 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["lenet300", "lenet5"])
+    parser.add_argument("model", choices=list(DATA))
     parser.add_argument("mode", choices=list(MODES), nargs="?", default="weights")
-    parser.add_argument("--epochs", type=int, help="20 for lenet300, 8 for lenet5, 4 for structured runs")
+    parser.add_argument("--epochs", type=int, help="the mode's if left out")
     parser.add_argument("--sparsities", type=float, nargs="+", help="the mode's if left out")
     parser.add_argument("--variants", nargs="+", help="all of the mode if left out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -114,7 +116,7 @@ def run(task: Task, runs: Path) -> dict[str, Any]:
 
 def collect(args: argparse.Namespace) -> None:
     """Write the results from all finished runs."""
-    from mnist_tables import write_results
+    from methods_tables import write_results
 
     found: list[dict[str, Any]] = []
     for task in tasks_in(args.runs, args.model, args.mode, args.epochs):

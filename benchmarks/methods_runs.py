@@ -1,4 +1,4 @@
-"""The runs of the MNIST comparison: what each is told, the folder it leaves, and which of them are finished."""
+"""The runs of the comparison: what each is told, the folder it leaves, and which of them are finished."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BASELINES = (DENSE_PRUNED, SMALL_DENSE)
 
 @dataclass(frozen=True)
 class Mode:
-    """What is compared: single weights, or whole filters and neurons.
+    """What is compared: single weights, whole filters and neurons, or channels of the whole network.
 
     Attributes:
         settings: of every run, as `TrainConfig` has them.
@@ -60,7 +60,17 @@ MODES = {
         {"lenet5": 4},
         "filters and hidden neurons",
     ),
+    "channels": Mode(
+        {"unit": "channel", "cost": "flops"},
+        (0.5,),
+        ("magnitude", "gsp", "wgsef", "l0", "hoyer"),
+        {"resnet20": 14},
+        "floating-point operations",
+    ),
 }
+
+# The data set that each model is trained on.
+DATA = {"lenet300": "mnist", "lenet5": "mnist", "resnet20": "cifar10"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Task:
         method, options = VARIANTS.get(self.variant, ("magnitude", {}))
         return resolve(
             TrainConfig(
-                data="mnist",
+                data=DATA[self.model],
                 model=self.model,
                 method=method,
                 options=options,
@@ -114,7 +124,7 @@ class Task:
 
     def run(self, runs: Path) -> dict[str, Any]:
         """Train, or go on where a stopped run is."""
-        from mnist_baselines import dense_pruned, small_dense
+        from methods_baselines import dense_pruned, small_dense
 
         folder = runs / self.name
         if self.variant == DENSE_PRUNED:
@@ -126,7 +136,7 @@ class Task:
 
 def stem(model: str, mode: str) -> str:
     """What the names of folders and results begin with."""
-    return f"mnist-{model}" if mode == "weights" else f"mnist-{model}-{mode}"
+    return f"{DATA[model]}-{model}" if mode == "weights" else f"{DATA[model]}-{model}-{mode}"
 
 
 def fine_tuning(config: TrainConfig) -> TrainConfig:
