@@ -92,6 +92,40 @@ class BudgetReport:
         """Fraction of the cost that went."""
         return 1.0 - self.kept / self.total
 
+    def in_words(self, cost: Cost) -> str:
+        """What may stay, what stays, and what the next unit or step of width would cost: nothing lies between."""
+        unit = "ms" if cost == "latency_ms" else cost
+        more = (
+            ""
+            if self.cheapest_gone is None
+            else f"; the cheapest unit or step more costs {_number(self.cheapest_gone)}"
+        )
+        return f"budget: {_number(self.budget)} of {_number(self.total)} {unit}, {_number(self.kept)} kept{more}"
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """A budget in milliseconds.
+
+    Attributes:
+        device: where it was measured.
+        dense: what the whole model takes.
+        requested: what was asked for.
+        predicted: by the table of the operations' latencies, for what stays.
+        measured: on a model of the sizes that the final cut left; None before.
+    """
+
+    device: str
+    dense: float
+    requested: float
+    predicted: float
+    measured: float | None
+
+    def __str__(self) -> str:
+        measured = "not yet measured" if self.measured is None else f"{self.measured:.3f} measured"
+        asked = f"{self.requested:.3f} ms asked for, {self.predicted:.3f} predicted, {measured}"
+        return f"latency on {self.device}: {asked} (dense {self.dense:.3f})"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -107,6 +141,7 @@ class Report:
         params_kept: those that are not zero.
         left_dense: parameters that might have been meant, and why they stay dense.
         hoyer: average Hoyer sparsity reached, where one was asked for.
+        latency: of a target in milliseconds.
         skipped_steps: optimizer steps skipped for gradients that were not finite.
     """
 
@@ -124,6 +159,7 @@ class Report:
     params_kept: int
     left_dense: dict[str, str]
     hoyer: float | None
+    latency: LatencyReport | None
     skipped_steps: int
 
     @property
@@ -169,9 +205,17 @@ class Report:
         title = f"{self.method}, {self.target}, unit {self.unit}, scope {self.scope}"
         lines = [f"{title}: step {self.step:,} of {self.steps:,}, {self.phase}"]
         lines += ["  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))]) for r in rows]
+        if self.phase == "frozen":
+            lines += [b.in_words(self.cost) for b in self.budgets if len(b.layers) > 1 or len(self.layers) == 1]
+        if self.latency is not None:
+            lines.append(str(self.latency))
         if self.hoyer is not None:
             lines.append(f"average Hoyer sparsity {self.hoyer:.6f}")
         return "\n".join([*lines, *(f"left dense: {name}, {reason}" for name, reason in self.left_dense.items())])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.3f}"
 
 
 def _of(kept: int, total: int) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from setpoint.budget import Phase, Schedule, Scope, Target, allocate, costs_of, in_budgets
+from setpoint.budget import LatencyOfWidths, Phase, Schedule, Scope, Target, allocate, costs_of, in_budgets
 from setpoint.claims import claim, release
 from setpoint.functional.bits import pack_bits, unpack_bits
 from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
 from setpoint.methods import Method, Units, make_method
 from setpoint.norms import NormStatistics
-from setpoint.report import BudgetReport, LayerReport, Report
+from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report
 from setpoint.units import Layer, Patterns, Selection, Unit, is_coupled, select, select_coupled, unit_name, unwrap
 from setpoint.wiring import Wiring
 
@@ -77,8 +79,11 @@ class Sparsifier:
         self.timeline = (schedule or Schedule()).timeline(steps)
         selection, self.wiring = _chosen(model, optimizer, unit, include, exclude, example_inputs)
         rates, whole = costs_of(model, selection.layers, self.wiring, self.target, example_inputs)
-        budgets = allocate(selection.layers, self.target, scope, floor, rates=rates, whole=whole)
-        self._layers, self._budgets = in_budgets(selection.layers, budgets)
+        self._allocated = partial(allocate, selection.layers, self.target, scope, floor, rates=rates, whole=whole)
+        self._layers, self._budgets = in_budgets(selection.layers, self._allocated())
+        # Where the cost is measured: what is known of it, and the time that the model took which the cut left.
+        self._latency = whole if isinstance(whole, LatencyOfWidths) else None
+        self._measured_ms: float | None = None
         unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
         self._unit, self._scope, self._left = unit_name(unit), scope, selection.left | unnamed
         self.method.check(self._layers, self.target, optimizer)
@@ -156,8 +161,9 @@ class Sparsifier:
         if self._frozen:
             return
         factors: dict[int, Tensor] = {}
-        for units in self._all_units(last=True):
-            factors |= zip(units.budget.layers, self.method.fold(units, self.method.keep(units)))
+        for number, budget in enumerate(self._budgets):
+            stays = self._final_cut(number)
+            factors |= zip(budget.layers, self.method.fold(self._all_units(last=True)[number], stays))
         self._kept = [factors[i] != 0 for i in range(len(self._layers))]
         self._gone = {}
         for layer, kept in zip(self._layers, self._kept):
@@ -172,6 +178,17 @@ class Sparsifier:
         self._memories = [{} for _ in self._budgets]
         self._statistics.restart()
         self._hold()
+
+    def _final_cut(self, number: int) -> Sequence[Tensor]:
+        """Which units of a budget stay. A budget in milliseconds is checked on a model of the widths that are left."""
+
+        def cut() -> Sequence[Tensor]:
+            return self.method.keep(self._all_units(last=True)[number])
+
+        if self._latency is None:
+            return cut()
+        kept, self._measured_ms = self._latency.settle(cut, self._budgets[number].kept)
+        return kept
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -216,6 +233,7 @@ class Sparsifier:
             params_kept=sum(int(torch.count_nonzero(p)) for p in self._parameters.values()),
             left_dense=dict(self._left),
             hoyer=self._hoyer(),
+            latency=self._latency_report(kept_units),
             skipped_steps=self._hooks.skipped,
         )
 
@@ -229,6 +247,8 @@ class Sparsifier:
             "zeros_at_update": self._zeros_at_update,
             "memories": self._memories,
             "history": self._history,
+            "latency": None if self._latency is None else self._latency.state_dict(),
+            "measured_ms": self._measured_ms,
             "norms": {} if self._gates is None else self._gates.norms,
             "gone": {name: pack_bits(gone) for name, gone in self._gone.items()},
             "kept": [pack_bits(kept) for kept in self._kept],
@@ -247,6 +267,11 @@ class Sparsifier:
                 raise ValueError(
                     f"the state is of another run: {key} was {state['asked'].get(key)!r} there and is {value!r} here"
                 )
+        if self._latency is not None:
+            # What the run was told of this machine decides what stays, and what it asked for as a fraction.
+            self._latency.load_state_dict(state["latency"])
+            self._layers, self._budgets = in_budgets(self._layers, self._allocated())
+        self._measured_ms = state["measured_ms"]
         self._gone = {name: self._unpack(self._parameters[name], packed) for name, packed in state["gone"].items()}
         self._kept = [
             unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state["kept"], self._layers)
@@ -411,6 +436,13 @@ class Sparsifier:
         if isinstance(self._scope, str):
             return "all that the pattern allows"
         return ", ".join(f"{glob}: {100 * sparsity:.6g} % go" for glob, sparsity in self._scope.items())
+
+    def _latency_report(self, kept: Sequence[Tensor]) -> LatencyReport | None:
+        if self._latency is None:
+            return None
+        budget = self._budgets[0]
+        predicted = budget.spent([kept[i].cpu() for i in budget.layers])
+        return LatencyReport(str(self._latency.device), budget.total, budget.kept, predicted, self._measured_ms)
 
     def _hoyer(self) -> float | None:
         if self.target is None or self.target.hoyer is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from setpoint import Target
 from setpoint.recipes import TrainConfig, dump_config, load_config, resolve
 
 FULL = TrainConfig(
@@ -32,9 +33,9 @@ def test_a_file_gives_back_the_resolved_config(config: TrainConfig, tmp_path: Pa
     ]
 
 
-def test_nothing_but_the_interval_is_left_open() -> None:
+def test_nothing_is_left_open_but_the_interval_and_what_was_not_asked_for() -> None:
     resolved = resolve(TrainConfig(data="cifar10", hoyer=0.5))
-    assert {f.name for f in fields(resolved) if getattr(resolved, f.name) is None} == {"interval"}
+    assert {f.name for f in fields(resolved) if getattr(resolved, f.name) is None} == {"interval", "budget"}
     assert (resolved.model, resolved.optimizer, resolved.lr) == ("resnet20", "sgd", 0.1)
 
 
@@ -92,3 +93,21 @@ def test_the_usual_sparsity_gives_way_to_what_else_says_how_much(given: dict[str
 def test_a_target_is_none_where_only_the_pattern_bounds_it() -> None:
     assert TrainConfig(sparsity=None, unit="2:4").target is None
     assert replace(TrainConfig(), hoyer=0.5).target is not None
+
+
+@pytest.mark.parametrize(
+    ("cost", "budget", "target"),
+    [
+        ("flops", 4e7, Target(flops=40_000_000)),
+        ("params", 0.3, Target(params=0.3)),
+        ("latency_ms", 5, Target(latency_ms=5)),
+        ("latency_ms", 0.5, Target(latency_ms=0.5)),
+    ],
+)
+def test_a_budget_says_what_may_stay(cost, budget, target) -> None:
+    assert TrainConfig.of({"cost": cost, "budget": budget}).target == replace(target, cost=cost)
+
+
+def test_a_budget_and_a_sparsity_are_too_much() -> None:
+    with pytest.raises(ValueError, match="takes one budget"):
+        TrainConfig.of({"budget": 100, "sparsity": 0.5})

@@ -2,6 +2,7 @@
 
 from setpoint.budget.costs import costs_of
 from setpoint.budget.flops import count_flops, flops_of_widths, flops_per_entry
+from setpoint.budget.latency import LatencyOfWidths
 from setpoint.budget.schedule import Phase, Schedule, Timeline
 from setpoint.budget.scope import Budget, Scope, allocate, erk_densities, in_budgets, unit_costs
 from setpoint.budget.target import Cost, Target
@@ -10,6 +11,7 @@ from setpoint.budget.whole import WholeCost, bytes_of_widths, params_of_widths
 __all__ = [
     "Budget",
     "Cost",
+    "LatencyOfWidths",
     "Phase",
     "Schedule",
     "Scope",

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from setpoint.budget.flops import flops_of_widths, flops_per_entry
+from setpoint.budget.latency import LatencyOfWidths
 from setpoint.budget.target import Target
 from setpoint.budget.whole import WholeCost, bytes_of_widths, params_of_widths
 from setpoint.units import Layer
@@ -34,7 +35,8 @@ def costs_of(
         The `rates` and the `whole` of `setpoint.budget.allocate`; None where there is nothing to say.
 
     Raises:
-        ValueError: for a target in FLOPs without example inputs.
+        ValueError: for a target in FLOPs or milliseconds without example inputs, and for milliseconds of units that
+            leave shapes as they are.
     """
     counted = "params" if target is None else target.counted
     names = [layer.name for layer in layers]
@@ -44,6 +46,14 @@ def costs_of(
         if wiring is not None:
             return None, flops_of_widths(model, wiring, names, example_inputs)
         return flops_per_entry(model, layers, example_inputs), None
+    if counted == "latency_ms":
+        if wiring is None or example_inputs is None:
+            raise ValueError(
+                "a target in milliseconds takes units that can be taken out (unit='channel', 'neuron' or 'head') and "
+                "example_inputs=, what the model is called with"
+            )
+        device = None if target is None else target.device
+        return None, LatencyOfWidths(model, wiring, names, example_inputs, device)
     if counted == "bytes":
         if wiring is not None:
             return None, bytes_of_widths(model, wiring, names)

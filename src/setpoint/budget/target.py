@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Cost = Literal["units", "params", "flops", "bytes"]
+Cost = Literal["units", "params", "flops", "bytes", "latency_ms"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """How much may stay. One of `sparsity`, `units`, `params`, `flops` and `bytes`, or `hoyer`, or both.
+    """How much may stay. One of `sparsity`, `units`, `params`, `flops`, `bytes` and `latency_ms`, or `hoyer`, or both.
 
     Units of single parameters are counted in the parameters chosen; units that cross layers (channels, neurons, heads)
     in the whole model, as it is once they are taken out.
@@ -19,13 +19,16 @@ class Target:
         sparsity: fraction of the cost that goes, in (0, 1).
         cost: what `sparsity` counts: `"params"`, entries of parameters; `"units"`, how many units; `"flops"`,
             floating-point operations of a forward pass on the example inputs, as `torch.utils.flop_counter` counts
-            them; `"bytes"`, of the parameters (and of a whole model's buffers) as they lie in memory. The same for
-            single weights of one layer; not for filters of layers of different width. For N:M patterns units are
-            single weights.
+            them; `"bytes"`, of the parameters (and of a whole model's buffers) as they lie in memory; `"latency_ms"`,
+            the time of a forward pass on the example inputs. The same for single weights of one layer; not for
+            filters of layers of different width. For N:M patterns units are single weights.
         units: how many units may stay: a number (int), or a fraction in (0, 1).
         params: how many entries of parameters may stay: a number (int), or a fraction in (0, 1).
         flops: how many operations may stay: a number (int), or a fraction in (0, 1).
         bytes: how many bytes may stay: a number (int), or a fraction in (0, 1).
+        latency_ms: how many milliseconds a forward pass may take on the example inputs, their batch and all, measured
+            on the machine; for units that cross layers. A fraction is `Target(sparsity=0.5, cost="latency_ms")`.
+        device: where latency is measured; the model's own by default.
         multiple_of: widths of groups of units that cross layers are multiples of this, or full: hardware may run 33
             channels at half the speed of 32. The remainder goes to where it is worth most.
         hoyer: average Hoyer sparsity to reach, in (0, 1); only methods that project to it accept it.
@@ -40,6 +43,8 @@ class Target:
     params: int | float | None = None
     flops: int | float | None = None
     bytes: int | float | None = None
+    latency_ms: int | float | None = None
+    device: str | None = None
     hoyer: float | None = None
     multiple_of: int = 1
 
@@ -55,6 +60,10 @@ class Target:
         given = [name for name in ("sparsity", *get_args(Cost)) if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"a target takes one budget, but {' and '.join(given)} were given")
+        if self.device is not None and self.counted != "latency_ms":
+            raise ValueError(
+                f"device={self.device!r} says where latency is measured, but the {self.counted} are counted"
+            )
 
     @classmethod
     def of(cls, target: Target | float | None) -> Target | None:
@@ -78,21 +87,30 @@ class Target:
         amount = next((getattr(self, name) for name in get_args(Cost) if getattr(self, name) is not None), None)
         if amount is None:
             return total if self.sparsity is None else total * (1.0 - self.sparsity)
-        return float(amount) if isinstance(amount, int) else total * amount
+        absolute = isinstance(amount, int) or self.latency_ms is not None
+        return float(amount) if absolute else total * amount
 
     def __str__(self) -> str:
         parts = []
         if self.sparsity is not None:
-            parts.append(f"{_percent(self.sparsity)} of the {self.cost} go")
+            parts.append(f"{_percent(self.sparsity)} of the {_WORDS.get(self.cost, self.cost)} go")
         amounts = {name: getattr(self, name) for name in get_args(Cost) if getattr(self, name) is not None}
         parts += [
-            f"{v} {n} kept" if isinstance(v, int) else f"{_percent(v)} of the {n} kept" for n, v in amounts.items()
+            f"{v} {n} kept" if isinstance(v, int) else f"{_percent(v)} of the {n} kept"
+            for n, v in amounts.items()
+            if n != "latency_ms"
         ]
+        if self.latency_ms is not None:
+            parts.append(f"a forward pass in {self.latency_ms:g} ms")
         if self.multiple_of > 1:
             parts.append(f"widths in multiples of {self.multiple_of}")
         if self.hoyer is not None:
             parts.append(f"Hoyer sparsity {self.hoyer:g}")
         return ", ".join(parts)
+
+
+# What is not written as it is called.
+_WORDS = {"latency_ms": "milliseconds"}
 
 
 def _percent(fraction: float) -> str:
@@ -106,6 +124,10 @@ def _check_fraction(name: str, value: float | None) -> None:
 
 def _check_amount(name: str, value: int | float | None) -> None:
     if value is None:
+        return
+    if name == "latency_ms":
+        if not 0.0 < value < float("inf"):
+            raise ValueError(f"target latency_ms={value} must be a number of milliseconds above 0")
         return
     fine = value >= 1 if isinstance(value, int) else 0.0 < value < 1.0
     if not fine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from setpoint.budget import Cost, Schedule, Target
@@ -26,10 +26,12 @@ class TrainConfig:
         method: how training gets to the target, such as gsp or magnitude.
         options: of the method, by name.
         sparsity: fraction of the cost that goes. None where a Hoyer sparsity or an N:M pattern says how much.
+        budget: how much of the cost may stay, instead of a sparsity: 20000 params, 4e7 flops, 5 ms.
         hoyer: average Hoyer sparsity to reach, for the method gsp.
-        cost: what the sparsity counts: params, units, flops or bytes.
+        cost: what the sparsity or the budget counts: params, units, flops, bytes or latency_ms.
         unit: what becomes zero together: weight, row, column, kernel, filter, a block such as 4x4, or 2:4; or what can
             be taken out of the network: channel, neuron or head.
+        batch: examples of the forward pass whose flops or latency are counted.
         multiple_of: widths of channels, neurons and heads are multiples of this, or full.
         scope: who holds a budget: global, uniform or erk; in a file also a mapping from globs to sparsities.
         floor: units that no layer may lose.
@@ -62,9 +64,11 @@ class TrainConfig:
     method: str = "gsp"
     options: Mapping[str, Option] = field(default_factory=dict)
     sparsity: float | None = 0.9
+    budget: float | None = None
     hoyer: float | None = None
     cost: Cost = "params"
     unit: str = "weight"
+    batch: int = 1
     multiple_of: int = 1
     scope: str | Mapping[str, float] = "global"
     floor: int = 1
@@ -88,7 +92,7 @@ class TrainConfig:
     dense_twin: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "checkpoint_every"):
+        for name in ("epochs", "batch", "batch_size", "checkpoint_every"):
             _check_at_least(name, getattr(self, name), 1)
         for name in ("floor", "seed", "weight_decay"):
             _check_at_least(name, getattr(self, name), 0)
@@ -105,10 +109,12 @@ class TrainConfig:
     def of(cls, given: Mapping[str, Any]) -> TrainConfig:
         """Make a config of the values that a user gave.
 
-        A sparsity that was not given is not filled in where something else says how much is to go: a Hoyer sparsity,
-        an N:M pattern, or a mapping of globs.
+        A sparsity that was not given is not filled in where something else says how much is to go: a budget, a Hoyer
+        sparsity, an N:M pattern, or a mapping of globs.
         """
-        elsewhere = given.get("hoyer") is not None or ":" in str(given.get("unit", ""))
+        elsewhere = any(given.get(name) is not None for name in ("budget", "hoyer")) or ":" in str(
+            given.get("unit", "")
+        )
         if "sparsity" not in given and (elsewhere or isinstance(given.get("scope"), Mapping)):
             given = {**given, "sparsity": None}
         return cls(**given)
@@ -116,9 +122,14 @@ class TrainConfig:
     @property
     def target(self) -> Target | None:
         """What is asked for; None for all that an N:M pattern or a scope of globs gives."""
-        if self.sparsity is None and self.hoyer is None:
+        if self.sparsity is None and self.budget is None and self.hoyer is None:
             return None
-        return Target(sparsity=self.sparsity, cost=self.cost, hoyer=self.hoyer, multiple_of=self.multiple_of)
+        target = Target(sparsity=self.sparsity, cost=self.cost, hoyer=self.hoyer, multiple_of=self.multiple_of)
+        if self.budget is None:
+            return target
+        whole = self.cost != "latency_ms" and self.budget >= 1
+        asked: dict[str, Any] = {self.cost: int(self.budget) if whole else self.budget}
+        return replace(target, **asked)
 
     @property
     def phases(self) -> Schedule:

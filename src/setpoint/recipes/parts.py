@@ -109,7 +109,7 @@ def _sparsifier(
         schedule=config.phases,
         include=config.include or None,
         exclude=config.exclude or None,
-        example_inputs=torch.zeros(1, *shape, device=config.device),
+        example_inputs=torch.zeros(config.batch, *shape, device=config.device),
         floor=config.floor,
     )
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from setpoint.reporting.words import duration, percent, points, size
 
-_COSTS = {"params": "weights"}
+_COSTS = {"params": "weights", "latency_ms": "milliseconds"}
 
 
 def run_tables(run: Mapping[str, Any]) -> Group:
@@ -48,6 +48,7 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("requested", requested(run)),
         ("achieved", _achieved(run)),
+        *_latency(run),
         ("test accuracy", _accuracy(run["test_accuracy"], run["dense_test_accuracy"])),
         ("validation accuracy", _accuracy(run["validation_accuracy"], run["dense_validation_accuracy"])),
         ("parameters kept", f"{kept:,} of {total:,} ({percent(kept / total)}), biases and norms included"),
@@ -60,6 +61,8 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 def requested(run: Mapping[str, Any]) -> str:
     """What a run was asked for, in words."""
     config, report = run["config"], run["report"]
+    if config.get("budget") is not None:
+        return str(report["target"])
     hoyer = [f"average Hoyer sparsity {config['hoyer']:g}"] if config["hoyer"] is not None else []
     if config["sparsity"] is None and report["scope"] != "by name":
         return hoyer[0] if hoyer else f"all that {config['unit']} allows"
@@ -74,6 +77,14 @@ def _achieved(run: Mapping[str, Any]) -> str:
         return f"Hoyer {report['hoyer']:.6f}, {percent(report['sparsity'])} of the weights zero"
     hoyer = "" if report["hoyer"] is None else f", Hoyer {report['hoyer']:.6f}"
     return f"{percent(report['achieved'], 4)} (exact: {'yes' if report['exact'] else 'no'}){hoyer}"
+
+
+def _latency(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = run["report"].get("latency")
+    if found is None:
+        return []
+    names = ("dense", "requested", "predicted", "measured")
+    return [(f"latency on {found['device']}", ", ".join(f"{found[name]:.3f} ms {name}" for name in names))]
 
 
 def _accuracy(sparse: float, dense: float | None) -> str:

@@ -1,0 +1,307 @@
+"""Latency of a model by its widths: measured operation by operation on the machine, checked on whole models."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from setpoint.budget.operations import Operation, Size, operations_of
+from setpoint.budget.timing import medians
+from setpoint.wiring import Wiring
+
+logger = logging.getLogger(__name__)
+
+# Where the tables have their nodes, as fractions of the full widths; at 0 a single unit is left.
+_NODES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
+# Seconds for one node, and for one measurement of a whole model.
+_SECONDS_NODE, _SECONDS_MODEL = 0.02, 1.0
+# Sums as near to one another as this are of models that take the same time: the newer measurement holds.
+_SAME = 0.01
+# How often a cut is made anew, and how near to the limit is near enough.
+_CUTS, _CLOSE = 6, 0.98
+
+
+@dataclass(frozen=True)
+class Table:
+    """Milliseconds at the nodes of one or two sizes; between the nodes linear in each.
+
+    Attributes:
+        sizes: which the time depends on.
+        nodes: of each size, ascending.
+        values: at the nodes, nested as the sizes are.
+    """
+
+    sizes: tuple[Size, ...]
+    nodes: tuple[tuple[int, ...], ...]
+    values: Any
+
+    def at(self, widths: Mapping[str, int]) -> float:
+        """The time at the widths of the groups."""
+        return _interpolate(self.values, self.nodes, [size.at(widths) for size in self.sizes])
+
+
+class LatencyOfWidths:
+    """The latency of a forward pass in milliseconds by the number of units that stay in each group.
+
+    Every operation of the pass is timed alone at a grid of widths; between the nodes it is interpolated. The sum leaves
+    out what happens between operations, so it is mapped, by lines between points, to the latencies of whole models: of
+    the full one, of one of half the widths, of the narrowest, and later of those that a budget leaves (`settle`). Times
+    that fall where a width grows are raised to those of the smaller width: a unit more never costs less.
+
+    Args:
+        model: deep-copied on the meta device; may change its weights, not its sizes.
+        wiring: its axes.
+        groups: names of the groups whose widths change, in the order in which widths are given.
+        example_inputs: what one forward pass is; its batch counts.
+        device: where it is measured; the model's own by default.
+
+    Raises:
+        ValueError: for a device that is not there, and for a model that runs other operations at other widths.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wiring: Wiring,
+        groups: Sequence[str],
+        example_inputs: Any,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self._wiring, self._groups = wiring, tuple(groups)
+        self._full = tuple(wiring[name].size for name in groups)
+        self.device = _device(model, device)
+        inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        self._inputs = tuple(_pytree.tree_map_only(Tensor, lambda t: t.detach().to(self.device), inputs))
+        self._twin = copy.deepcopy(model).to("meta").eval()
+        here = copy.deepcopy(model).to(self.device).eval()
+        self._tables = _tables(operations_of(here, wiring, groups, self._inputs), self._widths(self._full), self.device)
+        # Sums of the tables and latencies of whole models, ascending in both; the full model's is always the last.
+        self._points: list[tuple[float, float]] = []
+        some = [self._full, tuple(-(-n // 2) for n in self._full), (1,) * len(self._full)]
+        for widths, taken in zip(some, self._measured(*some)):
+            self._note(widths, taken)
+
+    def __call__(self, widths: Sequence[int]) -> float:
+        """Milliseconds at these widths, in the order of the groups."""
+        return _on_lines(self._points, self._sum(widths))
+
+    def settle(self, cut: Callable[[], Sequence[Tensor]], limit: float) -> tuple[Sequence[Tensor], float]:
+        """Measure the model that a cut leaves, learn from it and cut anew, until it takes as long as it may.
+
+        Args:
+            cut: which units stay by what is known now: boolean tensors, one for each group.
+            limit: milliseconds.
+
+        Returns:
+            The cut whose model comes nearest to the limit from below, or the last one if all were above; and its
+            latency in milliseconds. The latencies told from now on are those that this cut was made with.
+        """
+        tried: list[tuple[bool, float, list[tuple[float, float]], Sequence[Tensor]]] = []
+        last: list[int] = []
+        for _ in range(_CUTS):
+            points = list(self._points)
+            try:
+                kept = cut()
+            except ValueError:
+                # After what was measured, not even the fewest units fit.
+                if not tried:
+                    raise
+                break
+            widths = [int(k.sum()) for k in kept]
+            if widths == last:
+                break
+            last, taken = widths, self._observe(widths)
+            tried.append((taken <= limit, taken, points, kept))
+            if _CLOSE * limit <= taken <= limit:
+                break
+        _, taken, self._points, kept = max(tried, key=lambda t: (t[0], t[1] if t[0] else -t[1]))
+        return kept, taken
+
+    def _observe(self, widths: Sequence[int]) -> float:
+        """The latency of a model of these widths, to which those told from now on are fitted."""
+        dense, taken = self._measured(self._full, widths)
+        # The machine may be slower or faster than when the limit was set: what counts is the ratio to the full model.
+        taken *= self(self._full) / dense
+        self._note(widths, taken)
+        return taken
+
+    def _note(self, widths: Sequence[int], taken: float) -> None:
+        """Let the latencies told from now on pass through that of a model, except where it takes longer than a larger
+        one."""
+        at = self._sum(widths)
+        if self._points and at >= self._points[-1][0]:
+            return
+        others = [(x, y) for x, y in self._points if abs(x - at) > _SAME * at or x == self._points[-1][0]]
+        points, highest = [], 0.0
+        for x, y in sorted([*others, (at, taken)]):
+            highest = max(highest, y)
+            points.append((x, highest if not self._points else min(highest, self._points[-1][1])))
+        self._points = points
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured, as plain numbers."""
+        return {
+            "points": [list(point) for point in self._points],
+            "tables": [[list(map(list, table.nodes)), table.values] for table in self._tables],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what was measured, so that a run that goes on makes the choices that it would have made."""
+        self._points = [(x, y) for x, y in state["points"]]
+        self._tables = tuple(
+            Table(table.sizes, tuple(map(tuple, nodes)), values)
+            for table, (nodes, values) in zip(self._tables, state["tables"])
+        )
+
+    def _widths(self, widths: Sequence[int]) -> dict[str, int]:
+        return dict(zip(self._groups, widths))
+
+    def _sum(self, widths: Sequence[int]) -> float:
+        by_name = self._widths(widths)
+        return sum(table.at(by_name) for table in self._tables)
+
+    def _measured(self, *several: Sequence[int]) -> list[float]:
+        """Latencies of models of some widths, timed in turns."""
+        models = [self._model(widths) for widths in several]
+        with torch.no_grad():
+            works = [lambda model=model: model(*self._inputs) for model in models]
+            return _agreed(medians(works, self.device, seconds=_SECONDS_MODEL), self.device)
+
+    def _model(self, widths: Sequence[int]) -> nn.Module:
+        model = copy.deepcopy(self._twin)
+        self._wiring.resize(model, {name: torch.arange(n) for name, n in self._widths(widths).items()})
+        model.to_empty(device=self.device)
+        for tensor in (*model.parameters(), *model.buffers()):
+            _fill(tensor)
+        return model
+
+
+def _fill(tensor: Tensor) -> None:
+    """Numbers of an ordinary size: the time of a pass may depend on them if they are denormal or not finite."""
+    if tensor.is_floating_point():
+        tensor.detach().copy_(torch.rand(tensor.shape) * 0.1 + 0.01)
+    else:
+        tensor.detach().zero_()
+
+
+def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"latency was to be measured on device {device!r}, which is not there: {error}") from error
+    return found
+
+
+def _tables(operations: Sequence[Operation], full: Mapping[str, int], device: torch.device) -> tuple[Table, ...]:
+    """Times of the operations, those of the same sizes added up; what follows no width is left to the constant."""
+    grouped: dict[tuple[Size, ...], list[Operation]] = defaultdict(list)
+    for operation in operations:
+        if operation.sizes:
+            grouped[operation.sizes].append(operation)
+    known: dict[Any, float] = {}
+    tables = []
+    for number, (sizes, members) in enumerate(grouped.items(), 1):
+        logger.info("measuring operations: %d of %d", number, len(grouped))
+        nodes = tuple(_nodes(size, full) for size in sizes)
+        if len(sizes) > 2:
+            # Too many for a grid: all in step, as a function of the size that varies most.
+            tables.append(_diagonal(sizes, nodes, members, device, known))
+            continue
+        points = list(product(*nodes))
+        times = _agreed([sum(_time(m.at(dict(zip(sizes, p))), device, known) for m in members) for p in points], device)
+        tables.append(Table(sizes, nodes, _rising(_nested(times, [len(n) for n in nodes]))))
+    return tuple(tables)
+
+
+def _diagonal(
+    sizes: tuple[Size, ...],
+    nodes: tuple[tuple[int, ...], ...],
+    members: Sequence[Operation],
+    device: torch.device,
+    known: dict[Any, float],
+) -> Table:
+    steps = max(len(n) for n in nodes)
+    at = [[n[min(len(n) * i // steps, len(n) - 1)] for n in nodes] for i in range(steps)]
+    times = _agreed([sum(_time(m.at(dict(zip(sizes, p))), device, known) for m in members) for p in at], device)
+    slopes: dict[str, int] = defaultdict(int)
+    for size in sizes:
+        for name, slope in size.slopes:
+            slopes[name] += slope
+    total = Size(sum(size.constant for size in sizes), tuple(slopes.items()))
+    return Table((total,), (tuple(sum(point) for point in at),), _rising(times))
+
+
+def _nodes(size: Size, full: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(sorted({size.at({name: max(1, round(n * f)) for name, n in full.items()}) for f in _NODES}))
+
+
+def _time(operation: Operation, device: torch.device, known: dict[Any, float]) -> float:
+    key = (operation.function, repr(operation.leaves))
+    if key not in known:
+        try:
+            with torch.no_grad():
+                known[key] = medians([operation.work(device)], device, repeats=10, seconds=_SECONDS_NODE, warm_up=1)[0]
+        except (RuntimeError, IndexError, ValueError):
+            # Not to be run on tensors made up for it: left to the fit with whole models.
+            known[key] = 0.0
+    return known[key]
+
+
+def _nested(values: Sequence[float], shape: Sequence[int]) -> Any:
+    if len(shape) == 1:
+        return list(values)
+    each = len(values) // shape[0]
+    return [_nested(values[i * each : (i + 1) * each], shape[1:]) for i in range(shape[0])]
+
+
+def _rising(values: Any) -> Any:
+    """The same, nowhere below what it is at smaller sizes."""
+    table = torch.tensor(values, dtype=torch.float64)
+    for axis in range(table.ndim):
+        table = table.cummax(axis).values
+    return table.tolist()
+
+
+def _on_lines(points: Sequence[tuple[float, float]], at: float) -> float:
+    """The height at `at` of the lines through some points; below the first one the line goes on."""
+    if len(points) == 1:
+        return points[0][1]
+    right = min(max(bisect_right(points, (at, float("inf"))), 1), len(points) - 1)
+    (x0, y0), (x1, y1) = points[right - 1], points[right]
+    return max(y0 + (y1 - y0) * (at - x0) / (x1 - x0), 0.0)
+
+
+def _interpolate(values: Any, nodes: Sequence[tuple[int, ...]], at: Sequence[int]) -> float:
+    if not nodes:
+        return float(values)
+    ours, rest = nodes[0], nodes[1:]
+    if len(ours) == 1:
+        return _interpolate(values[0], rest, at[1:])
+    left = min(max(bisect_right(ours, at[0]) - 1, 0), len(ours) - 2)
+    share = (at[0] - ours[left]) / (ours[left + 1] - ours[left])
+    low, high = (_interpolate(values[left + i], rest, at[1:]) for i in (0, 1))
+    return low + share * (high - low)
+
+
+def _agreed(times: list[float], device: torch.device) -> list[float]:
+    """The first rank's times on all of them: they decide what stays, which must be the same everywhere."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return times
+    on = device if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
+    shared = torch.tensor(times, dtype=torch.float64, device=on)
+    torch.distributed.broadcast(shared, 0)
+    return [float(t) for t in shared]
