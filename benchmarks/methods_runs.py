@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from setpoint.recipes import TrainConfig, resolve, train_run
+from setpoint.recipes.compacting import compact_run
 from setpoint.recipes.config_file import config_dict
+from setpoint.units import COUPLED
 
 # By the name in the plot: the method and what its options are.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -131,7 +133,10 @@ class Task:
             return dense_pruned(self.config, self.described, folder)
         if self.variant == SMALL_DENSE:
             return small_dense(self.config, self.described, folder)
-        return train_run(self.config, folder, resume=(folder / "config.yaml").exists()).to_dict()
+        result = train_run(self.config, folder, resume=(folder / "config.yaml").exists()).to_dict()
+        if self.config.unit in COUPLED:
+            compact_run(folder)
+        return result
 
 
 def stem(model: str, mode: str) -> str:
@@ -175,4 +180,6 @@ def finished(task: Task, runs: Path) -> dict[str, Any] | None:
     for key, value in task.described.items():
         if result["config"].get(key, value) != value:
             raise ValueError(f"the run in its folder has {key}={result['config'][key]!r}, not {value!r}")
-    return {"variant": task.variant, **result}
+    smaller = runs / task.name / "compact.json"
+    compact = {"compact": json.loads(smaller.read_text(encoding="utf-8"))} if smaller.exists() else {}
+    return {"variant": task.variant, **result, **compact}

@@ -1,4 +1,4 @@
-"""The results of the MNIST comparison: figures as JSON, tables as Markdown and a plot."""
+"""The results of the comparison: figures as JSON, tables as Markdown and a plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from setpoint.reporting.compare import Spread
 
 Run = Mapping[str, Any]
 
-MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5 (Caffe)"}
+MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5 (Caffe)", "resnet20": "ResNet-20"}
+# The images as they are here, which a reader must know to compare.
+DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10 as JPEG (quality about 75, not the original pixels)"}
 PUBLISHED = Path(__file__).parent / "published.json"
 
 
@@ -57,7 +59,7 @@ def _page(model: str, mode: str, runs: Sequence[Run], name: str) -> list[str]:
     epochs = _epochs(runs)
     present = {run["variant"] for run in runs}
     lines = [
-        f"# MNIST, {MODELS[model]}, {epochs} epochs: {mode}",
+        f"# {DATA[runs[0]['config']['data']]}, {MODELS[model]}, {epochs} epochs: {mode}",
         "",
         f"Test accuracy in percent, mean (least-greatest) of the seeds. The sparsity is the share of all "
         f"{MODES[mode].counted} that went. The epoch is chosen on validation examples. "
@@ -71,7 +73,9 @@ def _page(model: str, mode: str, runs: Sequence[Run], name: str) -> list[str]:
         lines += ["", _about(variant, epochs)]
     if mode == "structured":
         lines += ["", *_left_over(runs, mode)]
-    return [*lines, "", *_published(model, epochs)]
+    if mode == "channels":
+        lines += ["", *_costs(runs, mode)]
+    return [*lines, *_published(model, epochs)]
 
 
 def _epochs(runs: Sequence[Run]) -> int:
@@ -137,6 +141,40 @@ def _left_over(runs: Sequence[Run], mode: str) -> list[str]:
     ]
 
 
+def _costs(runs: Sequence[Run], mode: str) -> list[str]:
+    """What the models cost once the channels are out, beside the model with its zeros."""
+    rows = []
+    for run in sorted(runs, key=lambda run: (MODES[mode].variants.index(run["variant"]), run["config"]["seed"])):
+        if "compact" not in run:
+            continue
+        costs, widths = run["compact"]["costs"], run["compact"]["widths"]
+        small, whole = costs["compact"], costs["run"]
+        latency = [f"{small['latency_ms'][n] / whole['latency_ms'][n]:.2f}x" for n in small["latency_ms"]]
+        rows.append(
+            [
+                f"`{run['variant']}`",
+                f"{100 * run['config']['sparsity']:g} %",
+                f"{100 * run['compact']['test_accuracy']:.2f}",
+                *(f"{small[key]:,} ({small[key] / whole[key]:.3f}x)" for key in ("flops", "parameters")),
+                *latency,
+                " ".join(str(width) for width in widths.values()),
+            ]
+        )
+    if not rows:
+        return []
+    batches = [
+        f"latency, batch {n}"
+        for n in next(run for run in runs if "compact" in run)["compact"]["costs"]["run"]["latency_ms"]
+    ]
+    head = ["method", "gone", "test accuracy", "operations, one example", "parameters", *batches, "widths"]
+    return [
+        "The smaller models, with the channels taken out; ratios are to the model before, latencies medians of forward "
+        "passes taken in turns on the machine that trained:",
+        "",
+        *_table(head, rows),
+    ]
+
+
 def _compacted(layers: Sequence[Mapping[str, Any]]) -> float:
     """Weights of a chain of layers without its empty units; the ten outputs are no layer of the report."""
     total, before, before_kept = 0.0, 1, 1
@@ -150,6 +188,8 @@ def _compacted(layers: Sequence[Mapping[str, Any]]) -> float:
 def _published(model: str, epochs: int) -> list[str]:
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     rows = [row for row in published["rows"] if row["model"] == model]
+    if not rows:
+        return []
     sources = {key: source for key, source in published["sources"].items() if any(row["from"] == key for row in rows)}
     numbers = {key: index for index, key in enumerate(sources, 1)}
     cells = [
@@ -165,6 +205,7 @@ def _published(model: str, epochs: int) -> list[str]:
         for row in rows
     ]
     return [
+        "",
         "## Published figures",
         "",
         f"Not measured here, and not like for like: other recipes, many more epochs than the {epochs} above, other "
