@@ -2,8 +2,19 @@
 
 from setpoint import functional, methods
 from setpoint.budget import Schedule, Target
-from setpoint.deploy import compact, load, save
+from setpoint.deploy import compact, load, load_model, save
 from setpoint.report import Report
 from setpoint.sparsifier import Sparsifier
 
-__all__ = ["Report", "Schedule", "Sparsifier", "Target", "compact", "functional", "load", "methods", "save"]
+__all__ = [
+    "Report",
+    "Schedule",
+    "Sparsifier",
+    "Target",
+    "compact",
+    "functional",
+    "load",
+    "load_model",
+    "methods",
+    "save",
+]

@@ -1,7 +1,7 @@
 """A trained model leaves the run: saved small, loaded whole."""
 
-from setpoint.deploy.archive import load, read_metadata, save
+from setpoint.deploy.archive import load, load_model, read_metadata, save
 from setpoint.deploy.compact import compact
 from setpoint.deploy.container import ArchiveError
 
-__all__ = ["ArchiveError", "compact", "load", "read_metadata", "save"]
+__all__ = ["ArchiveError", "compact", "load", "load_model", "read_metadata", "save"]

@@ -3,13 +3,15 @@
 Each tensor is stored in whichever encoding takes the fewest bytes (see `setpoint.deploy.packing` for their sizes), and
 comes back bit for bit. Dense tensors keep their names in the file; the encoded ones appear to other readers of
 safetensors as ``<name>#values``, ``<name>#positions``, ``<name>#axes`` and ``<name>#signs``.
+
+A file of a model also says how to make the model (`setpoint.deploy.skeleton`), in its metadata.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast, overload
 
@@ -17,7 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from setpoint.deploy.container import ArchiveError, read_container, write_container
-from setpoint.deploy.index import Entry, decode_state, describe, dump_index, encode_state, memory, parse_index
+from setpoint.deploy.index import (
+    Entry,
+    decode_state,
+    describe,
+    dump_index,
+    encode_state,
+    memory,
+    parse_index,
+    unstorable,
+)
+from setpoint.deploy.names import ObstacleError
+from setpoint.deploy.skeleton import describe_model, dump_skeleton, parse_skeleton, rebuild_model
 from setpoint.deploy.words import to_words
 from setpoint.units import plain_name, unwrap
 
@@ -32,15 +45,16 @@ def save(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a model's state dict to one safetensors file, its zeros left out.
+    """Write a model to one safetensors file, its zeros left out: its weights, and what it takes to make it again.
 
     The file appears whole or not at all: a save that fails or is killed leaves an earlier file as it was. The same
     state gives the same checksum, and the same bytes up to the order of the file's metadata. Tensors that are the same
     memory seen the same way (tied weights) are stored once.
 
     Args:
-        model: The model, of which parameters and persistent buffers are saved, or a state dict. A compiled or
-            data-parallel model is saved under the names of the model inside; a state dict under the names it has.
+        model: The model, or a state dict. A compiled or data-parallel model is saved as the model inside; a state dict
+            under the names it has. What keeps a model from being made again (a lambda among its attributes, a forward
+            hook) does not keep it from being saved: `load_model` tells of it.
         path: Of the file, in a folder that exists.
         metadata: Strings to keep with the model, for `read_metadata`.
 
@@ -54,11 +68,18 @@ def save(
     """
     path = Path(path)
     state = _state(unwrap(model)) if isinstance(model, nn.Module) else dict(model)
-    notes = json.dumps(_check_strings(metadata or {}))
+    texts = {"metadata": json.dumps(_check_strings(metadata or {}))}
     for name, tensor in state.items():
         _check_storable(name, tensor, path)
-    index, stored = encode_state(state)
-    write_container(path, stored, {"index": dump_index(index), "metadata": notes})
+    extras: dict[str, Tensor] = {}
+    if isinstance(model, nn.Module):
+        skeleton, extras = describe_model(unwrap(model), state)
+        texts["skeleton"] = dump_skeleton(skeleton)
+    index, stored = encode_state({**state, **extras})
+    for key, names in (("index", state), ("extras", extras)):
+        if names or key == "index":
+            texts[key] = dump_index({name: index[name] for name in names})
+    write_container(path, stored, texts)
     return path
 
 
@@ -104,6 +125,48 @@ def load(
     return model
 
 
+def load_model(
+    path: str | os.PathLike[str], *, trusted: str | Sequence[str] = (), device: str | torch.device = "cpu"
+) -> nn.Module:
+    """Make the model that `save` wrote, weights and all, without the code that first built it.
+
+    Each module is made from its class, without its constructor, and given the attributes it had. So the code of the
+    classes must be there: in modules that are imported already, in torch.nn, in setpoint, or in a package that is named
+    as trusted, which is then imported. Nothing else is imported, and nothing that the file names is called: of
+    functions, it can name those of torch on tensors and those of the packages that the model's classes are from. What
+    the model does once you call it is up to these packages.
+
+    As with pickle, attributes that a newer version of a class sets in its constructor are not there.
+
+    Args:
+        path: Of the file, written from a model, not from a state dict.
+        trusted: Packages, or modules, that may be imported for the sake of the model's classes.
+        device: To put the weights on.
+
+    Returns:
+        The model, in the modes in which its modules were. What was shared is shared.
+
+    Raises:
+        ArchiveError: If the file is truncated, altered, or not written by `save`; if the model could not be described,
+            naming what stood in the way; or if its code is not imported and not trusted.
+        FileNotFoundError: If there is no such file.
+    """
+    container = read_container(Path(path))
+    if "skeleton" not in container.metadata:
+        raise ArchiveError(f"{path} holds a state dict, of no model in particular; save the model to load it as one")
+    index = {key: parse_index(container.metadata.get(key, "{}")) for key in ("index", "extras")}
+    stored = decode_state(container, {**index["index"], **index["extras"]}, torch.device(device))
+    trusted = (trusted,) if isinstance(trusted, str) else tuple(trusted)
+    try:
+        return rebuild_model(parse_skeleton(container.metadata["skeleton"]), stored, trusted)
+    except ArchiveError as error:
+        raise ArchiveError(f"{path}: {error}") from error
+    except ObstacleError as error:
+        raise ArchiveError(f"{path} cannot be made into a model: it asks for {error}") from error
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ArchiveError(f"{path} cannot be made into a model: {type(error).__name__}: {error}") from error
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The strings that were given to `save`, of a file whose checksum is right.
 
@@ -126,17 +189,9 @@ def _check_strings(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_storable(name: str, tensor: object, path: Path) -> None:
-    if not isinstance(tensor, Tensor):
-        found = f"an object of type {type(tensor).__name__}"
-    elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        found = f"a {type(tensor).__name__}: gather or unwrap it first"
-    elif tensor.is_meta or nn.parameter.is_lazy(tensor):
-        found = "a tensor without data: give the model its weights first"
-    elif tensor.layout is not torch.strided or tensor.is_quantized:
-        found = f"a tensor of layout {tensor.layout} and dtype {tensor.dtype}: convert it first"
-    else:
-        return
-    raise ArchiveError(f"cannot save {name!r} to {path}: expected a plain tensor, found {found}")
+    found = unstorable(tensor)
+    if found is not None:
+        raise ArchiveError(f"cannot save {name!r} to {path}: expected a plain tensor, found {found}")
 
 
 def _check_fit(index: Mapping[str, Entry], model: nn.Module, path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from setpoint.deploy.container import STORABLE, ArchiveError, Container
 from setpoint.deploy.packing import Encoding, Packed, pack, unpack
@@ -50,6 +50,19 @@ def memory(tensor: Tensor) -> tuple[object, ...]:
         return (id(tensor),)
     view = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
     return (tensor.device, tensor.data_ptr(), *view)
+
+
+def unstorable(tensor: object) -> str | None:
+    """What a thing is that is no plain tensor with data, and what to do about it; None for one that is."""
+    if not isinstance(tensor, Tensor):
+        return f"an object of type {type(tensor).__name__}"
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"a {type(tensor).__name__}: gather or unwrap it first"
+    if tensor.is_meta or nn.parameter.is_lazy(tensor):
+        return "a tensor without data: give the model its weights first"
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        return f"a tensor of layout {tensor.layout} and dtype {tensor.dtype}: convert it first"
+    return None
 
 
 def encode_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Entry], dict[str, Tensor]]:
