@@ -2,7 +2,7 @@
 
 from setpoint import functional, methods
 from setpoint.budget import Schedule, Target
-from setpoint.deploy import compact, load, load_model, save
+from setpoint.deploy import compact, export, load, load_model, save
 from setpoint.report import Report
 from setpoint.sparsifier import Sparsifier
 
@@ -12,6 +12,7 @@ __all__ = [
     "Sparsifier",
     "Target",
     "compact",
+    "export",
     "functional",
     "load",
     "load_model",

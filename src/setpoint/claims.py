@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Sequence
 
+from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from setpoint.units import Layer
@@ -43,3 +44,10 @@ def release(layers: Sequence[Layer]) -> None:
     for layer in layers:
         for part in layer.parts:
             _HELD.pop(part.parameter, None)  # type: ignore[no-untyped-call]
+
+
+def holders(model: nn.Module) -> list[object]:
+    """The runs that hold parameters of a model."""
+    references = [_HELD.get(parameter) for parameter in model.parameters()]  # type: ignore[no-untyped-call]
+    found = {id(owner): owner for reference in references if reference is not None and (owner := reference())}
+    return list(found.values())

@@ -1,11 +1,18 @@
 """Compacted models of every family, and how they are trained on."""
 
+import copy
 import importlib.util
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
+
+from setpoint.recipes.models import build_model
+from setpoint.wiring import derive
+
+sys.path.append(str(Path(__file__).parent.parent / "wiring"))
 
 TRUSTED = ("wiring_transformers", "transformers")
 RECIPES = ("mlp", "lenet5", "convnet", "resnet20", "vgg16")
@@ -31,10 +38,6 @@ def train(model: nn.Module, inputs: Tensor) -> None:
 
 def shrunk(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, nn.Module, Tensor]:
     """A model without every third unit of all groups, the model itself, and inputs."""
-    import copy
-
-    from setpoint.wiring import derive
-
     wiring = derive(model, inputs)
     small = copy.deepcopy(model)
     numbers = {g.name: torch.arange(g.size) for g in wiring.groups}
@@ -44,8 +47,6 @@ def shrunk(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, nn.Module, Tens
 
 def recipe(name: str):
     def build():
-        from setpoint.recipes.models import build_model
-
         torch.manual_seed(0)
         model = build_model(name, shape=(3, 32, 32), classes=10, width=0.25)
         model = model.to(memory_format=torch.channels_last)
@@ -86,4 +87,3 @@ if importlib.util.find_spec("transformers") is not None:
         "vit": "ViTForImageClassification",
     }.items():
         FAMILIES[name] = hugging_face(case)
-    sys.path.append(str(__import__("pathlib").Path(__file__).parent.parent / "wiring"))

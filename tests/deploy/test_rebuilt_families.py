@@ -28,6 +28,12 @@ def refuse(self, *args, **kwargs):
 
 plain = {nn.Module, nn.Parameter}
 folder, trusted, *families = sys.argv[1:]
+try:
+    if "bert" in families:
+        setpoint.load_model(f"{folder}/bert.safetensors")
+except setpoint.deploy.ArchiveError as error:
+    print(error)
+
 for family in families:
     path = f"{folder}/{family}.safetensors"
     first = setpoint.load_model(path, trusted=trusted.split(","))
@@ -61,12 +67,12 @@ def elsewhere(tmp_path_factory):
     command = [sys.executable, "-c", program, str(folder), ",".join(TRUSTED), *models]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return folder, models
+    return folder, models, done.stdout
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_travels(name, elsewhere):
-    folder, models = elsewhere
+    folder, models, _ = elsewhere
     small, big, inputs = models[name]
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in big.parameters())
     shapes = {n: t.shape for n, t in setpoint.load(folder / f"{name}.safetensors").items()}
@@ -83,14 +89,10 @@ def test_a_family_travels(name, elsewhere):
 
 
 def test_hugging_face_needs_to_be_trusted_where_it_is_not_imported(elsewhere):
-    folder, _ = elsewhere
-    program = (
-        f"import sys\nsys.path.insert(0, {str(TESTS.parent / 'src')!r})\n"
-        f"import setpoint\nsetpoint.load_model({str(folder / 'bert.safetensors')!r})"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "trusted=('transformers',)" in done.stderr
-    assert done.returncode == 1
+    pytest.importorskip("transformers")
+    folder, _, said = elsewhere
+    assert "transformers.models.bert.modeling_bert" in said
+    assert "trusted=('transformers',)" in said
     assert isinstance(setpoint.load_model(folder / "bert.safetensors"), torch.nn.Module)
 
 

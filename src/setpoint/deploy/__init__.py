@@ -3,5 +3,6 @@
 from setpoint.deploy.archive import load, load_model, read_metadata, save
 from setpoint.deploy.compact import compact
 from setpoint.deploy.container import ArchiveError
+from setpoint.deploy.export import export
 
-__all__ = ["ArchiveError", "compact", "load", "load_model", "read_metadata", "save"]
+__all__ = ["ArchiveError", "compact", "export", "load", "load_model", "read_metadata", "save"]

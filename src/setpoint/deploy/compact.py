@@ -1,36 +1,50 @@
-"""A physically smaller model: what a run has emptied is taken out."""
+"""A physically smaller model: what is empty is taken out."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
+from setpoint.deploy.running import as_arguments, difference, outputs_of
 from setpoint.sparsifier import Sparsifier
+from setpoint.units import COUPLED, layer_of, unwrap
+from setpoint.wiring import Wiring, derive
 
 # How far the smaller model's outputs may be from the masked one's, by the largest of these in size.
 _TOLERANCE = 1e-5
 
 
 @torch.no_grad()
-def compact(sparsifier: Sparsifier, example_inputs: Any = None) -> nn.Module:
-    """The model of a finished run without the units that went: fewer parameters, less memory, less arithmetic.
+def compact(source: Sparsifier | nn.Module, example_inputs: Any = None) -> nn.Module:
+    """A model without the units that went: fewer parameters, less memory, less arithmetic.
 
     It is a copy in ordinary modules of smaller sizes, which needs nothing of this library. What it computes is what the
     masked model computes. To train on, give it an optimizer of its own.
 
     Args:
-        sparsifier: of a run that is frozen, with units that cross layers (`unit="channel"`, `"neuron"`, `"head"`).
+        source: a run that is frozen, with units that cross layers (`unit="channel"`, `"neuron"`, `"head"`); or a model,
+            such as one that was loaded, of which all such units go that are zero in every parameter they reach into.
         example_inputs: as the model is called: a tensor, or a tuple of arguments. If given, the outputs of both models
-            on them are compared, in evaluation mode.
+            on them are compared, in evaluation mode. A model needs them, to derive the units.
 
     Raises:
-        ValueError: for a run that is not frozen, or whose units leave the shapes as they are.
+        ValueError: for a run that is not frozen, or whose units leave the shapes as they are; for a model without
+            example inputs.
         RuntimeError: if the outputs differ.
     """
+    model, wiring, kept = _of_run(source) if isinstance(source, Sparsifier) else _of_model(source, example_inputs)
+    small = copy.deepcopy(model)
+    wiring.resize(small, kept)
+    if example_inputs is not None:
+        compare_outputs(model, small, example_inputs)
+    return small
+
+
+def _of_run(sparsifier: Sparsifier) -> tuple[nn.Module, Wiring, dict[str, Tensor]]:
     if sparsifier.wiring is None:
         raise ValueError(
             "the units of this run are parts of single parameters, whose zeros cannot be taken out of a dense tensor; "
@@ -38,37 +52,41 @@ def compact(sparsifier: Sparsifier, example_inputs: Any = None) -> nn.Module:
         )
     if sparsifier.phase != "frozen":
         raise ValueError(f"the run is in its {sparsifier.phase} phase: what goes is known once it is frozen")
-    small = copy.deepcopy(sparsifier.model)
-    sparsifier.wiring.resize(small, sparsifier.kept_units())
-    if example_inputs is not None:
-        compare_outputs(sparsifier.model, small, example_inputs)
-    return small
+    return sparsifier.model, sparsifier.wiring, sparsifier.kept_units()
 
 
-@torch.no_grad()
+def _of_model(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, Wiring, dict[str, Tensor]]:
+    if example_inputs is None:
+        raise ValueError("pass example_inputs=, what the model is called with, to derive which units it has")
+    model = unwrap(model)
+    wiring = derive(model, as_arguments(example_inputs))
+    return model, wiring, living_units(model, wiring)
+
+
+def living_units(model: nn.Module, wiring: Wiring, kinds: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Numbers of the units with an entry that is not zero, by group; of a group without any the first unit stays.
+
+    Args:
+        model: unwrapped.
+        wiring: of the model.
+        kinds: of groups to look at; by default all that units can be asked for by name.
+    """
+    kinds = {kind for known in COUPLED.values() for kind in known} if kinds is None else kinds
+    layers = [layer_of(model, group) for group in wiring.groups if group.kind in kinds]
+    alive = {layer.name: layer.alive().flatten().nonzero().flatten().cpu() for layer in layers}
+    return {name: units if len(units) else torch.zeros(1, dtype=torch.long) for name, units in alive.items()}
+
+
 def compare_outputs(model: nn.Module, small: nn.Module, example_inputs: Any) -> None:
     """Check that two models compute the same, in evaluation mode.
 
     Raises:
         RuntimeError: if an output differs by more than 1e-5 of its largest entry.
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    for one, other in zip(_outputs(model, inputs), _outputs(small, inputs)):
-        scale = max(float(one.abs().max()), torch.finfo(torch.float32).tiny)
-        off = float((one - other).abs().max()) / scale
-        if off > _TOLERANCE:
-            raise RuntimeError(
-                f"the smaller model's outputs differ from the masked one's by {off:.2g} of their size: please report "
-                "this with the model"
-            )
-
-
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        leaves = _pytree.tree_leaves(model(*inputs))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
+    inputs = as_arguments(example_inputs)
+    off = difference(outputs_of(model, inputs), outputs_of(small, inputs))
+    if off > _TOLERANCE:
+        raise RuntimeError(
+            f"the smaller model's outputs differ from the masked one's by {off:.2g} of their size: please report "
+            "this with the model"
+        )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from setpoint.budget import count_flops
+from setpoint.deploy.running import as_arguments, evaluating, tensors_in
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def measure(
     if not models or repeats < 1:
         raise ValueError(f"there must be a model and a repeat: {len(models)} models, repeats={repeats}")
     device = next((p.device for m in models.values() for p in m.parameters()), torch.device("cpu"))
-    with _evaluating(models.values()):
+    with evaluating(*models.values()):
         latency = {size: _latencies(models, _batch(example, size, device), repeats) for size in batches}
         one = _batch(example, 1, device)
         return {
@@ -74,8 +74,9 @@ def _flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
 
 
 def _batch(example: Any, size: int, device: torch.device) -> tuple[Any, ...]:
-    arguments = example if isinstance(example, tuple) else (example,)
-    batched = _pytree.tree_map_only(Tensor, lambda t: t.to(device).unsqueeze(0).expand(size, *t.shape), arguments)
+    batched = _pytree.tree_map_only(
+        Tensor, lambda t: t.to(device).unsqueeze(0).expand(size, *t.shape), as_arguments(example)
+    )
     return tuple(batched)
 
 
@@ -92,19 +93,7 @@ def _latencies(models: Mapping[str, nn.Module], inputs: tuple[Any, ...], repeats
 
 def _now(inputs: tuple[Any, ...]) -> float:
     """The time at which the device has done what it was given."""
-    for tensor in _pytree.tree_leaves(inputs):
-        if isinstance(tensor, Tensor) and tensor.is_cuda:
+    for tensor in tensors_in(inputs):
+        if tensor.is_cuda:
             torch.cuda.synchronize(tensor.device)
     return time.perf_counter()
-
-
-@contextmanager
-def _evaluating(models: Any) -> Iterator[None]:
-    modes = {module: module.training for model in models for module in model.modules()}
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
