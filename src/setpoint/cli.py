@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from setpoint.cli_models import compact, export, measure
 from setpoint.cli_options import Given, given_values, merge, method_options
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ app = App(
     help="Ask for a sparsity, and training hits it, in one run.",
     version=lambda: version("setpoint"),
     error_formatter=lambda error: f"error: {_one_line(error)}",
+    error_console=Console(stderr=True, soft_wrap=True),
 )
 
 
@@ -112,19 +114,8 @@ def compare(*runs: Path, out: Path | None = None) -> None:
         console.print(f"plot: {out}", highlight=False, soft_wrap=True)
 
 
-@app.command
-def compact(run: Path) -> None:
-    """Take out of a run's model what went: fewer parameters, less arithmetic, the same outputs.
-
-    Leaves compact.safetensors and compact.json in the run's folder, and shows what both models cost.
-
-    Args:
-        run: folder of a finished run with units that cross layers (channel, neuron or head).
-    """
-    from setpoint.recipes.compacting import compact_run
-    from setpoint.reporting.costs import costs_table
-
-    Console().print(costs_table(compact_run(run)))
+for _command in (compact, measure, export):
+    app.command(_command)
 
 
 @app.command
@@ -180,7 +171,7 @@ def _launch(
     """
     try:
         app(tokens)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if debug:
             raise
         _complain(f"error: {_one_line(error)}")

@@ -1,22 +1,25 @@
-"""The smaller model of a finished run."""
+"""The smaller model of a finished run, or of a saved model."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from setpoint.deploy import load, save
-from setpoint.deploy.compact import compare_outputs
+from setpoint.deploy import load, read_metadata, save
+from setpoint.deploy.compact import compare_outputs, living_units
 from setpoint.deploy.measure import Measurement, measure
 from setpoint.recipes.data import Batches, load_dataset
 from setpoint.recipes.evaluation import evaluate
+from setpoint.recipes.measuring import measure_opened
+from setpoint.recipes.opening import open_models
 from setpoint.recipes.parts import build_initial
 from setpoint.recipes.run_folder import RunFolder
-from setpoint.units import COUPLED, layer_of, unwrap
+from setpoint.units import COUPLED
 from setpoint.wiring import derive
 
 _EVALUATION_BATCH = 1000
@@ -50,8 +53,7 @@ def compact_run(folder: Path, *, batches: tuple[int, ...] = (1, 64)) -> dict[str
     model, small = (load(run.model, build_initial(config, dataset)) for _ in range(2))
     example = torch.zeros(1, *dataset.shape, device=config.device)
     wiring = derive(model, example)
-    layers = [layer_of(model, group) for group in wiring.groups if group.kind in COUPLED[config.unit]]
-    kept: dict[str, Tensor] = {layer.name: layer.alive().nonzero().flatten().cpu() for layer in layers}
+    kept = living_units(model, wiring, COUPLED[config.unit])
     wiring.resize(small, kept)
     test = Batches(dataset.test, dataset, min(_EVALUATION_BATCH, len(dataset.test)), device=config.device)
     compare_outputs(model, small, (next(iter(test))[0],))
@@ -60,11 +62,38 @@ def compact_run(folder: Path, *, batches: tuple[int, ...] = (1, 64)) -> dict[str
     return costs
 
 
+def compact_file(
+    path: Path, to: Path, *, shape: str | None = None, trusted: Sequence[str] = (), batches: tuple[int, ...] = (1, 64)
+) -> dict[str, Measurement]:
+    """Take out of a saved model the channels, neurons and heads that are zero throughout, and save what is left.
+
+    Args:
+        path: of a file that `setpoint.save` wrote of a model.
+        to: the file to write; what it costs goes beside it, as JSON.
+        shape: of an example, as `Example.parse` reads it; needed where the file does not say it.
+        trusted: packages that the classes of the model come from.
+        batches: sizes of the batches to time.
+
+    Returns:
+        What the model and the smaller one cost.
+
+    Raises:
+        ValueError: if the model cannot be made again or traced, or if no unit in it is zero throughout.
+        RuntimeError: if the outputs of the smaller model differ.
+    """
+    opened = open_models(path, shape=shape, trusted=trusted)
+    if "compact" not in opened.models:
+        raise ValueError(f"nothing can be taken out of {path}: {opened.note or 'no unit in it is zero throughout'}")
+    save(opened.models["compact"], to, metadata={**read_metadata(path), "shape": str(opened.example)})
+    return measure_opened(replace(opened, costs=to.with_suffix(".costs.json")), batches=batches)
+
+
 def _write(
     run: RunFolder, small: nn.Module, kept: dict[str, Tensor], costs: dict[str, Measurement], accuracy: float
 ) -> None:
     widths = {name: len(units) for name, units in kept.items()}
-    save(unwrap(small), run.path / "compact.safetensors", metadata={"widths": json.dumps(widths)})
+    metadata = {**read_metadata(run.model), "widths": json.dumps(widths)}
+    save(small, run.path / "compact.safetensors", metadata=metadata)
     figures = {
         "widths": widths,
         "test_accuracy": accuracy,

@@ -28,10 +28,12 @@ def save_model(parts: Parts, dataset: Dataset, path: Path, dense: Mapping[str, T
         The size of the file, and that of a file of the dense weights.
     """
     metadata = _metadata(parts, dataset)
-    weights = build_initial(parts.config, dataset).state_dict() if dense is None else dense
+    initial = build_initial(parts.config, dataset)
+    if dense is not None:
+        initial.load_state_dict(dense)
     trial = path.with_name(".dense.safetensors.part")
     try:
-        dense_bytes = save(weights, trial, metadata=metadata).stat().st_size
+        dense_bytes = save(initial, trial, metadata=metadata).stat().st_size
     finally:
         trial.unlink(missing_ok=True)
     return save(parts.model, path, metadata=metadata).stat().st_size, dense_bytes

@@ -23,11 +23,16 @@ def costs_table(costs: Mapping[str, Measurement]) -> Table:
         table.add_column(name, justify="right")
     each = list(costs.values())
     table.add_row("parameters", *_cells([m.parameters for m in each], lambda v: f"{v:,.0f}"))
+    if any(m.nonzero != m.parameters for m in each):
+        table.add_row("not zero", *_cells([m.nonzero for m in each], lambda v: f"{v:,.0f}"))
     table.add_row("FLOPs, one example", *_cells([m.flops for m in each], lambda v: f"{v:,.0f}"))
     table.add_row("in memory", *_cells([m.bytes for m in each], lambda v: size(int(v))))
     for batch in each[0].latency_ms:
         times = [m.latency_ms[batch] for m in each]
         table.add_row(f"latency, batch {batch}", *_cells(times, lambda v: f"{v:.3g} ms"))
+    for batch in each[0].onnx_latency_ms:
+        times = [m.onnx_latency_ms[batch] for m in each]
+        table.add_row(f"onnxruntime, batch {batch}", *_cells(times, lambda v: f"{v:.3g} ms"))
     return table
 
 
