@@ -110,3 +110,9 @@ class NormStatistics:
         for norm, momentum in self._norms:
             if norm.momentum != momentum:
                 norm.momentum = momentum
+
+    def stop_in(self, model: nn.Module, copied: nn.Module) -> None:
+        """The same for the norms of a copy of the model."""
+        copies: dict[nn.Module, Any] = dict(zip(model.modules(), copied.modules()))
+        for norm, momentum in self._norms:
+            copies[norm].momentum = momentum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -143,6 +144,12 @@ class Sparsifier:
     def kept_units(self) -> dict[str, Tensor]:
         """By layer, the numbers of the units that stay, once the run is frozen: int64, ascending, on the CPU."""
         return {layer.name: kept.flatten().nonzero().flatten().cpu() for layer, kept in zip(self._layers, self._kept)}
+
+    def copy_model(self) -> nn.Module:
+        """A copy of the model that is no part of the run."""
+        copied = copy.deepcopy(self.model)
+        self._statistics.stop_in(self.model, copied)
+        return copied
 
     @property
     def history(self) -> list[dict[str, float]]:

@@ -67,3 +67,15 @@ def test_a_model_with_nothing_empty_stays_as_it_is():
     small = setpoint.compact(model, torch.randn(2, 4))
     assert small is not model
     assert repr(small) == repr(model)
+
+
+def test_norms_of_a_run_that_was_frozen_just_now_keep_their_own_average():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = setpoint.Sparsifier(
+        model, optimizer, target=0.5, unit="channel", example_inputs=IMAGES, steps=5, method="magnitude"
+    )
+    sparsifier.freeze()
+    small = setpoint.compact(sparsifier, IMAGES)
+    assert small[1].momentum == 0.1
+    assert small[0].out_channels < 6
