@@ -47,9 +47,10 @@ def _label(variant: str) -> str:
 
 def _as_drawn(run: Run) -> Run:
     """A run under its variant's name, with the share of the counted cost that went for its sparsity."""
-    same = {"method": _label(run["variant"]), "options": {}, "width": 1.0, "scope": "global"}
+    same = {"method": _label(run["variant"]), "options": {}, "width": 1.0, "scope": "global", "context": None}
     return {
         **run,
+        "task": "classification",
         "config": {**run["config"], **same},
         "report": {**run["report"], "sparsity": run["report"]["achieved"]},
     }

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -96,7 +96,7 @@ def report(run: Path) -> None:
 
 @app.command
 def compare(*runs: Path, out: Path | None = None) -> None:
-    """Compare runs: accuracy against sparsity, seeds taken together.
+    """Compare runs: how good they are against their sparsity, seeds taken together.
 
     Args:
         runs: folders of runs.
@@ -124,20 +124,21 @@ def analyse(model: str, *, shape: str = "3x32x32", classes: int = 10, width: flo
 
     Args:
         model: a name such as resnet20, or package.module:function of a function that makes one without arguments.
-        shape: of one example, such as 3x32x32.
+        shape: of one example, such as 3x32x32; of a model that is named and takes texts, the number of tokens.
         classes: of a model that is named.
         width: multiplier of the hidden sizes of a model that is named.
     """
     import torch
 
-    from setpoint.recipes.models import build_model, import_model
+    from setpoint.recipes.models import build_model, example_input, import_model
     from setpoint.wiring import explain
 
     sizes = _sizes(shape)
-    # A model that is named takes images, and says so.
-    image = cast("tuple[int, int, int]", sizes)
-    built = import_model(model) if ":" in model else build_model(model, shape=image, classes=classes, width=width)
-    print(explain(built, torch.zeros(1, *sizes)))  # noqa: T201 - plain text, to be read and piped
+    if ":" in model:
+        built, inputs = import_model(model), torch.zeros(1, *sizes)
+    else:
+        built, inputs = build_model(model, shape=sizes, classes=classes, width=width), example_input(sizes)
+    print(explain(built, inputs))  # noqa: T201 - plain text, to be read and piped
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from setpoint.recipes.models import build_model, model_names
+from setpoint.recipes.models import build_model, example_input, model_names
 from setpoint.recipes.models.resnet import ResNet
 from setpoint.recipes.models.wideresnet import WideResNet
 
 MNIST, CIFAR, DIGITS = (1, 28, 28), (3, 32, 32), (1, 8, 8)
+IMAGE_MODELS = [name for name in model_names() if name != "gpt"]
 
 
 def weights(model: nn.Module) -> int:
@@ -36,7 +37,7 @@ def test_parameters_are_those_of_the_papers(name: str, millions: float) -> None:
     assert parameters(build_model(name, shape=CIFAR, classes=10)) / 1e6 == pytest.approx(millions, abs=5e-3)
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 @pytest.mark.parametrize(("shape", "classes"), [(CIFAR, 7), ((1, 36, 44), 3)])
 def test_every_model_maps_images_to_logits_and_trains(name: str, shape: tuple[int, int, int], classes: int) -> None:
     model = build_model(name, shape=shape, classes=classes, width=0.25)
@@ -68,7 +69,7 @@ def test_the_smallest_inputs_do(name: str, smallest: int) -> None:
     assert model(torch.randn(2, 1, smallest, smallest)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_initial_weights_follow_from_the_global_seed(name: str) -> None:
     states = []
     for seed in (0, 0, 1):
@@ -78,7 +79,7 @@ def test_initial_weights_follow_from_the_global_seed(name: str) -> None:
     assert not all(states[0][key].equal(states[2][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_width_multiplies_hidden_layers(name: str) -> None:
     usual, double = (build_model(name, shape=CIFAR, classes=10, width=width) for width in (None, 2))
     ratios = []
@@ -121,3 +122,30 @@ def test_what_is_not_possible_is_refused() -> None:
         ResNet(CIFAR, 10, depth=21)
     with pytest.raises(ValueError, match="depth 4 was asked for; 6n"):
         WideResNet(CIFAR, 10, depth=4, widening=4)
+
+
+def test_models_of_text_take_tokens() -> None:
+    usual, half = (build_model("gpt", shape=(16,), classes=256, width=width) for width in (None, 0.5))
+    assert parameters(usual) == 4 * 12 * 128**2 + 128 * (256 + 16 + 256) + 4 * 13 * 128 + 2 * 128
+    assert (usual.tokens.embedding_dim, half.tokens.embedding_dim) == (128, 64)
+    tokens = example_input((16,))
+    assert (tokens.dtype, tokens.shape) == (torch.int64, (1, 16))
+    assert half(tokens).shape == (1, 16, 256)
+
+
+@pytest.mark.parametrize("width", [0.01, 0.3, 0.77, 1.9])
+def test_heads_divide_any_width(width: float) -> None:
+    assert build_model("gpt", shape=(4,), classes=9, width=width)(example_input((4,))).shape == (1, 4, 9)
+
+
+def test_models_and_inputs_of_another_kind_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"model 'mlp' takes images, and shape=\(16,\) is of texts; .* gpt are possible"
+    ):
+        build_model("mlp", shape=(16,), classes=256)
+    with pytest.raises(ValueError, match=r"model 'gpt' takes texts, and shape=\(3, 32, 32\) is of images; .*, vgg16, "):
+        build_model("gpt", shape=CIFAR, classes=256)
+    with pytest.raises(ValueError, match=r"shape=\(0,\) was asked for; \(context,\)"):
+        build_model("gpt", shape=(0,), classes=256)
+    with pytest.raises(ValueError, match=r"shape=\(3, 32\) was asked for; \(channels, height, width\)"):
+        build_model("mlp", shape=(3, 32), classes=256)

@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot resume from .*checkpoint.pt: it is damaged .*delete it"):
         train_run(CONFIG, tmp_path / "run", resume=True)
     torch.save({"format": 0}, path)
-    with pytest.raises(CheckpointError, match="no setpoint checkpoint of format 1"):
+    with pytest.raises(CheckpointError, match="no setpoint checkpoint of format 2"):
         train_run(CONFIG, tmp_path / "run", resume=True)
     path.unlink()
     train_run(CONFIG, tmp_path / "run", resume=True)

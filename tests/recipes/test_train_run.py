@@ -89,6 +89,7 @@ def test_metrics_have_a_row_an_epoch(tmp_path: Path) -> None:
     chosen = rows[result.chosen_epoch - 1]
     assert chosen["phase"] == "frozen"
     assert float(chosen["validation_accuracy"]) == result.validation_accuracy
+    assert float(chosen["validation_loss"]) == result.validation_loss
     assert float(rows[-1]["sparsity"]) == result.report["sparsity"]
     assert float(rows[-1]["requested"]) == pytest.approx(result.report["sparsity"])
 
@@ -159,8 +160,10 @@ def test_the_dense_twin_is_trained_once_and_does_not_touch_the_run(tmp_path: Pat
     assert stages == {"sparse"}
     assert len(list(cache.iterdir())) == 1
     assert second.dense_test_accuracy == first.dense_test_accuracy
+    assert second.dense_test_loss == first.dense_test_loss
     alone = train_run(replace(QUICK, dense_twin=False), tmp_path / "alone")
     assert alone.dense_test_accuracy is None
+    assert alone.dense_test_loss is None
     assert same(tmp_path / "first", tmp_path / "alone")
     assert abs(alone.dense_bytes - first.dense_bytes) < 0.1 * first.dense_bytes
 

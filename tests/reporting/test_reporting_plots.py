@@ -1,5 +1,6 @@
 """Plots are drawn, the same each time, for everything that a run can leave."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
-from test_reporting_tables import layer, make_run
+from test_reporting_tables import layer, make_run, make_text_run
 
 import setpoint.reporting.plots
 from setpoint.reporting import compare_plot, first_layer_plot, group_runs, layers_plot, training_plot
@@ -22,6 +23,7 @@ def row(epoch: int, phase: str, requested: float | None = 0.5) -> dict[str, Any]
         "epoch": epoch,
         "step": 10 * epoch,
         "phase": phase,
+        "validation_loss": 2.0 / epoch,
         "validation_accuracy": 0.9 + 0.01 * epoch,
         "sparsity": 0.2 * epoch,
         "requested": requested,
@@ -106,6 +108,21 @@ def test_without_updates_it_is_drawn_epoch_by_epoch(figures: list[Figure], tmp_p
         assert shades(axes) == [("sparsify", 0.5, 2.5), ("frozen", 2.5, 5.5)]
 
 
+def test_a_model_of_text_is_drawn_in_bits_per_byte(figures: list[Figure], tmp_path: Path) -> None:
+    training_plot(run_rows(), tmp_path / "a", dense=run_rows()[:4], chosen=5, task="language modelling")
+    training_plot(run_rows(), tmp_path / "a", chosen=5)
+    text, images = (figure.axes[0] for figure in figures)
+    found = lines(text)
+    bits = [2.0 / (epoch * math.log(2)) for epoch in range(1, 6)]
+    assert found["sparse"] == ([1, 2, 3, 4, 5], pytest.approx(bits))
+    assert found["dense twin"] == ([1, 2, 3, 4], pytest.approx(bits[:4]))
+    assert found["chosen: 0.577"] == ([5], pytest.approx(bits[4:]))
+    assert (text.get_ylabel(), images.get_ylabel()) == ("validation bits per byte", "validation accuracy")
+    low, high = text.get_ylim()
+    assert low < bits[4]
+    assert high > bits[0]
+
+
 def test_phases_that_take_no_step_are_left_out(figures: list[Figure], tmp_path: Path) -> None:
     rows = [row(1, "sparsify"), row(2, "sparsify"), row(3, "frozen")]
     training_plot(rows, tmp_path / "a", updates=updates(), sparsify=(0, 30))
@@ -188,6 +205,8 @@ def test_comparison_with_and_without_twins(tmp_path: Path) -> None:
     ]
     compare_plot(group_runs(runs), tmp_path / "with.png")
     compare_plot(group_runs([make_run(dense=None)]), tmp_path / "without.png")
+    compare_plot(group_runs([make_text_run()]), tmp_path / "text.png")
+    assert not np.array_equal(pixels(tmp_path / "text.png"), pixels(tmp_path / "with.png"))
     assert pixels(tmp_path / "with.png").std() > 10
 
 

@@ -1,13 +1,14 @@
 """Tables and numbers as people read them."""
 
 import io
+import math
 from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 
 from setpoint.reporting import compare_table, group_runs, run_tables
-from setpoint.reporting.words import duration, percent, points, size
+from setpoint.reporting.words import duration, percent, size
 
 
 def layer(name: str, kept: int, requested: float | None = None) -> dict[str, Any]:
@@ -29,11 +30,13 @@ def make_run(
     kept = round(1000 * (1 - (sparsity or 0.5)))
     config = {"model": "mlp", "data": "digits", "width": 1.0, "method": method, "options": {}, "sparsity": sparsity}
     config |= {"hoyer": None, "unit": "weight", "scope": "global", "cost": "params", "seed": seed, "epochs": 9}
+    config |= {"context": 128}
     report = {"unit": "weight", "scope": "global", "cost": "params", "requested": sparsity or 1.0, "hoyer": None}
     report |= {"achieved": 1 - kept / 1000, "sparsity": 1 - kept / 1000, "exact": True}
     return {
         "config": config,
         "data": "digits",
+        "task": "classification",
         "report": {
             **report,
             "left_dense": {"head.weight": "it is frozen"},
@@ -43,8 +46,12 @@ def make_run(
         "parameters_kept": 2 * kept + 100,
         "dense_validation_accuracy": dense,
         "dense_test_accuracy": dense,
+        "dense_validation_loss": None if dense is None else math.log(2),
+        "dense_test_loss": None if dense is None else math.log(4),
         "validation_accuracy": test,
         "test_accuracy": test,
+        "validation_loss": math.log(2) / 2,
+        "test_loss": math.log(4) * (2 - test),
         "chosen_epoch": 7,
         "bytes": 2_000,
         "dense_bytes": 9_000,
@@ -128,8 +135,37 @@ def test_what_differs_besides_the_seed_is_in_the_label() -> None:
     assert [g.label for g in group_runs([make_run(), other])] == ["gsp, unit weight", "gsp, vectors=row, unit row"]
 
 
+def make_text_run(**options: Any) -> dict[str, Any]:
+    return {**make_run(**options), "task": "language modelling"}
+
+
+def test_a_model_of_text_is_judged_by_bits_per_byte() -> None:
+    shown = text(run_tables(make_text_run(test=1.0)))
+    assert "test bits per byte " in shown
+    assert "2.000 dense, 2.000 sparse (+0.000 bits)" in shown
+    assert "1.000 dense, 0.500 sparse (-0.500 bits)" in shown
+    assert "accuracy" not in shown
+    alone = text(run_tables(make_text_run(dense=None)))
+    assert "2.100" in alone
+    assert "bits)" not in alone
+
+
+def test_runs_on_text_are_compared_in_bits() -> None:
+    groups = group_runs([make_text_run(seed=seed, test=1.0 - 0.1 * seed) for seed in range(3)])
+    assert (groups[0].test.mean, groups[0].test.low, groups[0].test.high) == pytest.approx((2.2, 2.0, 2.4))
+    shown = text(compare_table(groups))
+    for words in ("bits per byte", "2.200", "(2.000-2.400)", "2.000", "+0.200"):
+        assert words in shown
+    assert "points" not in shown
+
+
+def test_runs_of_two_tasks_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="of classification and language modelling"):
+        group_runs([make_run(), make_text_run()])
+
+
 def test_words() -> None:
-    assert (percent(None), percent(0.12345), points(0.01)) == ("-", "12.35 %", "+1.00 points")
+    assert (percent(None), percent(0.12345)) == ("-", "12.35 %")
     assert [size(n) for n in (0, 999, 1000, 12_345_678, 3_000_000_000)] == [
         "0 bytes",
         "999 bytes",

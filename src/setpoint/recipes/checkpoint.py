@@ -10,7 +10,7 @@ import torch
 
 from setpoint.recipes.data.files import atomic_path
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class CheckpointError(ValueError):

@@ -7,22 +7,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from setpoint.deploy import load, read_metadata, save
 from setpoint.deploy.compact import compare_outputs, living_units
 from setpoint.deploy.measure import Measurement, measure
-from setpoint.recipes.data import Batches, load_dataset
-from setpoint.recipes.evaluation import evaluate
+from setpoint.recipes.data import load_dataset
+from setpoint.recipes.evaluation import Score, evaluate
 from setpoint.recipes.measuring import measure_opened
+from setpoint.recipes.models import example_input
 from setpoint.recipes.opening import open_models
-from setpoint.recipes.parts import build_initial
+from setpoint.recipes.parts import build_initial, evaluation_batches
 from setpoint.recipes.run_folder import RunFolder
 from setpoint.units import COUPLED
 from setpoint.wiring import derive
-
-_EVALUATION_BATCH = 1000
 
 
 def compact_run(folder: Path, *, batches: tuple[int, ...] = (1, 64)) -> dict[str, Measurement]:
@@ -49,16 +47,16 @@ def compact_run(folder: Path, *, batches: tuple[int, ...] = (1, 64)) -> dict[str
             f"the run's unit is {config.unit!r}, whose zeros lie in tensors that keep their shapes; possible: "
             f"{', '.join(COUPLED)}"
         )
-    dataset = load_dataset(config.data, seed=config.seed)
+    dataset = load_dataset(config.data, seed=config.seed, context=config.context)
     model, small = (load(run.model, build_initial(config, dataset)) for _ in range(2))
-    example = torch.zeros(1, *dataset.shape, device=config.device)
+    example = example_input(dataset.shape, device=config.device)
     wiring = derive(model, example)
     kept = living_units(model, wiring, COUPLED[config.unit])
     wiring.resize(small, kept)
-    test = Batches(dataset.test, dataset, min(_EVALUATION_BATCH, len(dataset.test)), device=config.device)
+    test = evaluation_batches(dataset.test, dataset, config)
     compare_outputs(model, small, (next(iter(test))[0],))
-    costs = measure({"run": model, "compact": small}, torch.zeros(dataset.shape), batches=batches)
-    _write(run, small, kept, costs, evaluate(small, test).accuracy)
+    costs = measure({"run": model, "compact": small}, example[0], batches=batches)
+    _write(run, small, kept, costs, evaluate(small, test))
     return costs
 
 
@@ -89,14 +87,15 @@ def compact_file(
 
 
 def _write(
-    run: RunFolder, small: nn.Module, kept: dict[str, Tensor], costs: dict[str, Measurement], accuracy: float
+    run: RunFolder, small: nn.Module, kept: dict[str, Tensor], costs: dict[str, Measurement], test: Score
 ) -> None:
     widths = {name: len(units) for name, units in kept.items()}
     metadata = {**read_metadata(run.model), "widths": json.dumps(widths)}
     save(small, run.path / "compact.safetensors", metadata=metadata)
     figures = {
         "widths": widths,
-        "test_accuracy": accuracy,
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
         "costs": {name: asdict(cost) for name, cost in costs.items()},
     }
     (run.path / "compact.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

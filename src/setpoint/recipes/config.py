@@ -20,9 +20,10 @@ class TrainConfig:
     """Everything that decides a run. What is None is filled in from the data set's recipe by `resolve`.
 
     Attributes:
-        data: digits, mnist, fashion-mnist, cifar10, or the path of a folder of images.
-        model: by name, such as mlp, lenet300, lenet5, resnet20, vgg16.
+        data: digits, mnist, fashion-mnist, cifar10, tinyshakespeare, or the path of a folder of images or of a text.
+        model: by name, such as mlp, lenet300, lenet5, resnet20, vgg16, or gpt for texts.
         width: multiplier of the model's hidden sizes.
+        context: bytes in a window of a text.
         method: how training gets to the target, such as gsp or magnitude.
         options: of the method, by name.
         sparsity: fraction of the cost that goes. None where a Hoyer sparsity or an N:M pattern says how much.
@@ -36,7 +37,7 @@ class TrainConfig:
         scope: who holds a budget: global, uniform or erk; in a file also a mapping from globs to sparsities.
         floor: units that no layer may lose.
         include: globs of the parameters to make sparse; all weights by default.
-        exclude: globs of parameters to leave dense.
+        exclude: globs of parameters to leave dense; of a text's model the last layer, where nothing is said of layers.
         schedule: how the budget shrinks: cubic, linear or one-shot.
         begin: where the sparsify phase begins: a step (1000) or a fraction of the run (0.1).
         end: where it ends and the frozen phase begins, likewise.
@@ -48,7 +49,7 @@ class TrainConfig:
         weight_decay: of weights; never of biases and norms.
         momentum: of sgd.
         lr_schedule: cosine (to zero) or constant.
-        augment: vary the training images, where the data set allows it.
+        augment: vary the training examples, where the data set allows it.
         seed: decides weights, batches and the validation split.
         device: cpu, cuda, or auto for cuda where there is one.
         checkpoint_every: steps between two checkpoints; one more is written after every epoch.
@@ -61,6 +62,7 @@ class TrainConfig:
     data: str = "digits"
     model: str | None = None
     width: float | None = None
+    context: int = 128
     method: str = "gsp"
     options: Mapping[str, Option] = field(default_factory=dict)
     sparsity: float | None = 0.9
@@ -73,7 +75,7 @@ class TrainConfig:
     scope: str | Mapping[str, float] = "global"
     floor: int = 1
     include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] | None = None
     schedule: Shape = "cubic"
     begin: int | float = Schedule.begin
     end: int | float = Schedule.end
@@ -92,7 +94,7 @@ class TrainConfig:
     dense_twin: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "batch_size", "checkpoint_every"):
+        for name in ("context", "epochs", "batch", "batch_size", "checkpoint_every"):
             _check_at_least(name, getattr(self, name), 1)
         for name in ("floor", "seed", "weight_decay"):
             _check_at_least(name, getattr(self, name), 0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
 from setpoint.recipes.config import OptimizerName, RateSchedule, TrainConfig
-from setpoint.recipes.data import dataset_names
+from setpoint.recipes.data import dataset_names, is_text
+from setpoint.units import is_coupled
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,13 @@ class Recipe:
     momentum: float = 0.0
     lr_schedule: RateSchedule = "cosine"
     width: float = 1.0
+    exclude: tuple[str, ...] = ()
 
 
 _IMAGES = Recipe("resnet20", 60, 128, "sgd", lr=0.1, weight_decay=5e-4, momentum=0.9)
 _GREY = Recipe("lenet300", 20, 128, "adam", lr=1.2e-3)
+# Embeddings and the last layer stay dense, as in the literature on sparse language models; embeddings always do.
+_TEXT = Recipe("gpt", 4, 16, "adamw", lr=1e-3, weight_decay=0.1, exclude=("head.weight",))
 _RECIPES = {
     "digits": Recipe("mlp", 60, 32, "adam", lr=2e-3),
     "mnist": _GREY,
@@ -51,7 +56,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def _recipe(config: TrainConfig) -> Recipe:
-    recipe = _RECIPES.get(config.data, _IMAGES)
+    recipe = _TEXT if is_text(config.data) else _RECIPES.get(config.data, _IMAGES)
+    if config.include or isinstance(config.scope, Mapping) or is_coupled(config.unit):
+        # Layers are chosen by name, or those between layers, which the last one is not.
+        recipe = replace(recipe, exclude=())
     if config.optimizer in (None, recipe.optimizer):
         return recipe
     lr, momentum = _OTHER_OPTIMIZERS[str(config.optimizer)]

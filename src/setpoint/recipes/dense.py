@@ -19,11 +19,11 @@ from setpoint.recipes.config import TrainConfig
 from setpoint.recipes.config_file import config_dict
 from setpoint.recipes.data import Dataset
 from setpoint.recipes.data.files import cache_folder
-from setpoint.recipes.evaluation import evaluate
+from setpoint.recipes.evaluation import Score, evaluate
 from setpoint.recipes.fit import Fit
 from setpoint.recipes.parts import build_parts
 from setpoint.recipes.progress import EpochRow, Listener
-from setpoint.recipes.result import write_json
+from setpoint.recipes.result import finite, write_json
 from setpoint.recipes.run_folder import read_metrics, write_metrics
 
 # What a dense run depends on. A change to the loop that changes its outcome must raise the version.
@@ -50,14 +50,14 @@ class Twin:
     """A dense model to compare with.
 
     Attributes:
-        validation_accuracy: of the epoch that did best, whose weights these are.
-        test_accuracy: of the same weights.
+        validation: score of the epoch that did best, whose weights these are.
+        test: score of the same weights.
         rows: of its metrics.
         weights: its state dict.
     """
 
-    validation_accuracy: float
-    test_accuracy: float
+    validation: Score
+    test: Score
     rows: Sequence[EpochRow]
     weights: dict[str, Tensor]
 
@@ -85,11 +85,11 @@ def _train(config: TrainConfig, dataset: Dataset, checkpoint: Path, listener: Li
     assert standing.best is not None
     test = evaluate(parts.model, parts.test)
     weights = {name: tensor.cpu() for name, tensor in parts.model.state_dict().items()}
-    return Twin(standing.best.accuracy, test.accuracy, standing.rows, weights)
+    return Twin(standing.best.score, test, standing.rows, weights)
 
 
 def _key(config: TrainConfig, dataset: Dataset) -> str:
-    """A hash of all that decides the twin, the images themselves among it: a name or a path may come to mean others."""
+    """A hash of all that decides the twin, the examples among it: a name or a path may come to mean others."""
     asked = {name: value for name, value in config_dict(config).items() if name in _FIELDS}
     about = {"version": _VERSION, "torch": torch.__version__, "data": dataset.name, **asked}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
@@ -105,7 +105,11 @@ def _read(folder: Path) -> Twin | None:
     try:
         figures = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
         rows, weights = read_metrics(folder / _METRICS), load(folder / _MODEL)
-        return Twin(float(figures["validation_accuracy"]), float(figures["test_accuracy"]), rows, weights)
+        validation, test = (
+            Score(float(figures[f"{split}_loss"]), float(figures[f"{split}_accuracy"]))
+            for split in ("validation", "test")
+        )
+        return Twin(validation, test, rows, weights)
     except (OSError, ValueError, KeyError, TypeError, ArchiveError):
         return None
 
@@ -115,8 +119,9 @@ def _keep(twin: Twin, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
-        figures = {"validation_accuracy": twin.validation_accuracy, "test_accuracy": twin.test_accuracy}
-        write_json(figures, part / _FIGURES)
+        scores = {"validation": twin.validation, "test": twin.test}
+        figures = {f"{split}_{key}": value for split, score in scores.items() for key, value in vars(score).items()}
+        write_json(finite(figures), part / _FIGURES)
         write_metrics(twin.rows, part / _METRICS)
         save(twin.weights, part / _MODEL)
         if folder.exists() and _read(folder) is None:

@@ -8,13 +8,13 @@ from setpoint.recipes.result import RunResult
 from setpoint.recipes.run_folder import RunFolder, read_metrics, read_updates
 
 
-def draw_run(folder: RunFolder, result: RunResult, shape: tuple[int, int, int]) -> None:
+def draw_run(folder: RunFolder, result: RunResult, shape: tuple[int, ...]) -> None:
     """Draw training.png, layers.png and first_layer.png from what the folder holds.
 
     Args:
         folder: of the run, with its metrics and its model.
         result: its figures.
-        shape: (C, H, W) of the model's inputs.
+        shape: of the model's inputs, without the batch.
     """
     # Imported here: matplotlib takes a while, and only a run that has ended needs it.
     from setpoint.reporting.plots import layers_plot, training_plot
@@ -35,6 +35,7 @@ def draw_run(folder: RunFolder, result: RunResult, shape: tuple[int, int, int]) 
             updates=updates,
             sparsify=(timeline.begin, timeline.end),
             chosen=result.chosen_epoch,
+            task=result.task,
             title=title,
         )
     with atomic_path(folder.path / "layers.png") as part:

@@ -23,12 +23,17 @@ class Example:
 
     @classmethod
     def parse(cls, text: str) -> Example:
-        """Read `3x32x32`, `128:int64` or, for several arguments, `128:int64,128:int64`; also a list in JSON.
+        """Read `3x32x32`, `128:int64` or, for several arguments, `128:int64,128:int64`.
+
+        Also a list in JSON, the shape of a data set's examples: of tokens where it is a single number.
 
         Raises:
             ValueError: for anything else.
         """
-        words = "x".join(map(str, json.loads(text))) if text.startswith("[") else text
+        words = text
+        if text.startswith("["):
+            sizes = json.loads(text)
+            words = "x".join(map(str, sizes)) + (":int64" if len(sizes) == 1 else "")
         try:
             return cls(tuple(_tensor(word.strip()) for word in words.split(",")))
         except (ValueError, AttributeError) as error:

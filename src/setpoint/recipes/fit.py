@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from setpoint.recipes.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from setpoint.recipes.evaluation import evaluate
+from setpoint.recipes.evaluation import Score, cross_entropy, evaluate
 from setpoint.recipes.parts import Parts
 from setpoint.recipes.progress import EpochRow, Listener, Progress
 
@@ -25,7 +24,7 @@ class Best:
     """The weights of the epoch that did best on the validation examples, among those that may be chosen."""
 
     epoch: int
-    accuracy: float
+    score: Score
     weights: dict[str, Tensor]
 
 
@@ -98,7 +97,7 @@ class Fit:
     def _step(self, inputs: Tensor, targets: Tensor) -> None:
         parts = self.parts
         parts.optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(parts.model(inputs), targets)
+        loss = cross_entropy(parts.model(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
         parts.optimizer.step()
         parts.scheduler.step()
@@ -125,16 +124,16 @@ class Fit:
         )
         now.rows.append(row)
         if self._phase == "frozen" or parts.sparsifier is None:
-            self._choose(now.epoch + 1, score.accuracy)
+            self._choose(now.epoch + 1, score)
         self._tell(row)
         now.epoch, now.batch = now.epoch + 1, 0
         now.loss_sum.zero_()
 
-    def _choose(self, epoch: int, accuracy: float) -> None:
-        best = self.standing.best
-        if best is None or accuracy >= best.accuracy:
+    def _choose(self, epoch: int, score: Score) -> None:
+        best, task = self.standing.best, self.parts.task
+        if best is None or score.rank(task) >= best.score.rank(task):
             weights = {name: tensor.detach().clone() for name, tensor in self.parts.model.state_dict().items()}
-            self.standing.best = Best(epoch, accuracy, weights)
+            self.standing.best = Best(epoch, score, weights)
 
     def _zeros(self) -> tuple[float, float | None]:
         """Zeros as the last update left them, and what the budget asks for now."""
@@ -168,6 +167,7 @@ class Fit:
         to_go = parts.steps - self._step_number
         self.listener(
             Progress(
+                task=parts.task,
                 stage="dense twin" if parts.sparsifier is None else "sparse",
                 phase=self._phase,
                 epoch=now.epoch + 1,
@@ -175,7 +175,8 @@ class Fit:
                 step=self._step_number,
                 steps=parts.steps,
                 loss=float(now.loss_sum) / max(1, now.batch),
-                accuracy=None if last is None else last.validation_accuracy,
+                validation_loss=None if last is None else last.validation_loss,
+                validation_accuracy=None if last is None else last.validation_accuracy,
                 sparsity=0.0 if last is None else last.sparsity,
                 remaining=self._seconds / self._step_number * to_go if self._step_number else None,
                 row=row,
@@ -184,7 +185,7 @@ class Fit:
 
     def _save(self) -> None:
         now, parts = self.standing, self.parts
-        best = None if now.best is None else vars(now.best)
+        best = None if now.best is None else {**vars(now.best), "score": vars(now.best.score)}
         state = {
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
@@ -213,5 +214,6 @@ class Fit:
         now.loss_sum.copy_(state["loss_sum"])
         now.epoch, now.batch = epoch, batch
         now.seconds, now.step_seconds = state["seconds"]
-        now.best = None if state["best"] is None else Best(**state["best"])
+        best = state["best"]
+        now.best = None if best is None else Best(best["epoch"], Score(**best["score"]), best["weights"])
         now.rows = [EpochRow(**row) for row in state["rows"]]

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from setpoint.recipes.progress import Listener, Progress
+from setpoint.reporting.measures import MEASURES
 from setpoint.reporting.words import duration, percent
 
 # Seconds between two lines: a log file is to be read by people.
@@ -64,8 +65,10 @@ def _words(progress: Progress) -> list[str]:
     if progress.stage == "sparse":
         words.insert(0, f"{progress.phase:<8}")
     words.append(f"loss {progress.loss:.4f}")
-    if progress.accuracy is not None:
-        words.append(f"accuracy {percent(progress.accuracy)}")
+    measure = MEASURES[progress.task]
+    figure = measure.of(vars(progress), "validation")
+    if figure is not None:
+        words.append(f"{measure.name} {measure.words(figure)}")
     if progress.stage == "sparse":
         words.append(f"zeros {percent(progress.sparsity)}")
     if progress.remaining is not None and progress.step < progress.steps:

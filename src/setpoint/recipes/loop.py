@@ -47,7 +47,7 @@ def train_run(config: TrainConfig, out: Path, *, resume: bool = False, progress:
         return read_result(folder.report)
     device = torch.device(config.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return _train(config, folder, load_dataset(config.data, seed=config.seed), progress)
+        return _train(config, folder, load_dataset(config.data, seed=config.seed, context=config.context), progress)
 
 
 def _train(config: TrainConfig, folder: RunFolder, dataset: Dataset, progress: Listener | None) -> RunResult:
@@ -94,16 +94,22 @@ def _result(parts: Parts, dataset: Dataset, standing: Standing, twin: Twin | Non
     assert parts.sparsifier is not None
     assert standing.best is not None
     parameters = list(parts.model.parameters())
+    test = evaluate(parts.model, parts.test)
     return RunResult(
         config=parts.config,
         data=dataset.name,
+        task=dataset.task,
         report=finite(parts.sparsifier.report().to_dict()),
         parameters=sum(p.numel() for p in parameters),
         parameters_kept=sum(int(torch.count_nonzero(p)) for p in parameters),
-        dense_validation_accuracy=None if twin is None else twin.validation_accuracy,
-        dense_test_accuracy=None if twin is None else twin.test_accuracy,
-        validation_accuracy=standing.best.accuracy,
-        test_accuracy=evaluate(parts.model, parts.test).accuracy,
+        dense_validation_accuracy=None if twin is None else twin.validation.accuracy,
+        dense_test_accuracy=None if twin is None else twin.test.accuracy,
+        dense_validation_loss=None if twin is None else twin.validation.loss,
+        dense_test_loss=None if twin is None else twin.test.loss,
+        validation_accuracy=standing.best.score.accuracy,
+        test_accuracy=test.accuracy,
+        validation_loss=standing.best.score.loss,
+        test_loss=test.loss,
         chosen_epoch=standing.best.epoch,
         bytes=sizes[0],
         dense_bytes=sizes[1],

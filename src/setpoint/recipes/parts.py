@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,12 +13,13 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from setpoint.recipes.config import TrainConfig
-from setpoint.recipes.data import Batches, Dataset, Split
+from setpoint.recipes.data import Batches, Dataset, Split, Task
 from setpoint.recipes.data.seeding import derive_seed
-from setpoint.recipes.models import build_model
+from setpoint.recipes.models import build_model, example_input
 from setpoint.sparsifier import Sparsifier
 
-_EVALUATION_BATCH = 1000
+# Targets a batch.
+_EVALUATED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,7 @@ class Parts:
     validation: Batches
     test: Batches
     epochs: int
+    task: Task
 
     @property
     def steps(self) -> int:
@@ -70,8 +71,14 @@ def build_parts(config: TrainConfig, dataset: Dataset, *, sparse: bool) -> Parts
     sparsifier = _sparsifier(config, model, optimizer, steps, dataset.shape) if sparse else None
     factor = partial(_cosine, steps) if config.lr_schedule == "cosine" else _constant
     scheduler = LambdaLR(optimizer, factor)
-    validation, test = (_evaluation(split, dataset, config) for split in (dataset.validation, dataset.test))
-    return Parts(config, model, optimizer, scheduler, sparsifier, train, validation, test, config.epochs)
+    validation, test = (evaluation_batches(split, dataset, config) for split in (dataset.validation, dataset.test))
+    return Parts(config, model, optimizer, scheduler, sparsifier, train, validation, test, config.epochs, dataset.task)
+
+
+def evaluation_batches(split: Split, dataset: Dataset, config: TrainConfig) -> Batches:
+    """All examples of a split, in order, as many at a time as have about a thousand targets."""
+    examples = max(1, _EVALUATED_AT_ONCE // split.targets[0].numel())
+    return Batches(split, dataset, min(examples, len(split)), device=config.device)
 
 
 def build_initial(config: TrainConfig, dataset: Dataset) -> nn.Module:
@@ -96,7 +103,7 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
 
 
 def _sparsifier(
-    config: TrainConfig, model: nn.Module, optimizer: Optimizer, steps: int, shape: Sequence[int]
+    config: TrainConfig, model: nn.Module, optimizer: Optimizer, steps: int, shape: tuple[int, ...]
 ) -> Sparsifier:
     return Sparsifier(
         model,
@@ -109,7 +116,7 @@ def _sparsifier(
         schedule=config.phases,
         include=config.include or None,
         exclude=config.exclude or None,
-        example_inputs=torch.zeros(config.batch, *shape, device=config.device),
+        example_inputs=example_input(shape, config.batch, device=config.device),
         floor=config.floor,
     )
 
@@ -120,7 +127,3 @@ def _cosine(steps: int, step: int) -> float:
 
 def _constant(step: int) -> float:
     return 1.0
-
-
-def _evaluation(split: Split, dataset: Dataset, config: TrainConfig) -> Batches:
-    return Batches(split, dataset, min(_EVALUATION_BATCH, len(split)), device=config.device)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from setpoint.recipes.data import Task
+
 
 @dataclass(frozen=True)
 class EpochRow:
@@ -48,6 +50,7 @@ class Progress:
     """A sign of life.
 
     Attributes:
+        task: what is learnt, as `Dataset.task` has it.
         stage: "dense twin" or "sparse".
         phase: dense, sparsify or frozen.
         epoch: under way, counted from 1.
@@ -55,12 +58,14 @@ class Progress:
         step: taken so far.
         steps: of the run.
         loss: mean over the epoch's batches so far.
-        accuracy: on the validation examples after the last epoch; None before the first.
+        validation_loss: after the last epoch; None before the first.
+        validation_accuracy: likewise.
         sparsity: zeros after the last epoch.
         remaining: seconds still to go, estimated; None before there is anything to go by.
         row: what was measured, where an epoch has just ended.
     """
 
+    task: Task
     stage: str
     phase: str
     epoch: int
@@ -68,7 +73,8 @@ class Progress:
     step: int
     steps: int
     loss: float
-    accuracy: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
     sparsity: float
     remaining: float | None
     row: EpochRow | None = None

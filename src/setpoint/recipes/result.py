@@ -14,23 +14,29 @@ from pydantic.dataclasses import dataclass as checked
 
 from setpoint.recipes.config import TrainConfig
 from setpoint.recipes.config_file import config_dict
+from setpoint.recipes.data import Task
 from setpoint.recipes.data.files import atomic_path
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """The figures of a run. Accuracies are fractions of the examples.
+    """The figures of a run. Accuracies are fractions of the targets; losses are cross-entropies, in nats a target.
 
     Attributes:
         config: what was asked, resolved.
         data: the data set that was found, such as cifar10-jpeg where cifar10 was asked for.
+        task: what was learnt, as `Dataset.task` has it.
         report: of the sparsifier, on the chosen weights: `setpoint.Report.to_dict()`.
         parameters: entries of all the model's parameters, biases and norms as well.
         parameters_kept: how many are not zero.
         dense_validation_accuracy: of the dense twin; None where none was trained.
         dense_test_accuracy: likewise.
+        dense_validation_loss: likewise; None as well where it is not finite, as all losses.
+        dense_test_loss: likewise.
         validation_accuracy: of the chosen weights.
         test_accuracy: likewise; they were not chosen by it.
+        validation_loss: of the chosen weights.
+        test_loss: likewise; they were not chosen by it.
         chosen_epoch: whose weights were chosen, counted from 1.
         bytes: size of the sparse model's file.
         dense_bytes: size of a file of the same model without zeros.
@@ -41,13 +47,18 @@ class RunResult:
 
     config: TrainConfig
     data: str
+    task: Task
     report: Mapping[str, Any]
     parameters: int
     parameters_kept: int
     dense_validation_accuracy: float | None
     dense_test_accuracy: float | None
+    dense_validation_loss: float | None
+    dense_test_loss: float | None
     validation_accuracy: float
     test_accuracy: float
+    validation_loss: float | None
+    test_loss: float | None
     chosen_epoch: int
     bytes: int
     dense_bytes: int

@@ -1,4 +1,4 @@
-"""Several runs side by side: accuracy against sparsity, seeds taken together."""
+"""Several runs side by side: how good they are against their sparsity, seeds taken together."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from rich import box
 from rich.table import Table
 
 from setpoint.reporting.figures import COLORS, DENSE, INK, MARKERS, clean, new_figure, percent_axis, save_figure
+from setpoint.reporting.measures import MEASURES, Measure
 from setpoint.reporting.tables import requested
 from setpoint.reporting.words import percent, size
 
 Run = Mapping[str, Any]
 
 # What tells runs of one method apart, where they differ in it.
-_TRAITS = ("data", "model", "width", "options", "unit", "scope", "cost", "epochs")
+_TRAITS = ("data", "model", "width", "options", "unit", "scope", "cost", "epochs", "context")
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Spread:
         """Of at least one value."""
         return cls(fmean(values), min(values), max(values))
 
-    def __str__(self) -> str:
+    def words(self, measure: Measure) -> str:
+        """The mean, and below it the least and the greatest where there are several."""
         if self.low == self.high:
-            return percent(self.mean)
-        return f"{percent(self.mean)} ({100 * self.low:.2f}-{100 * self.high:.2f})"
+            return measure.words(self.mean)
+        # Below it: the rows fit a terminal of 80 columns.
+        return f"{measure.words(self.mean)}\n({measure.number(self.low)}-{measure.number(self.high)})"
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,9 @@ class RunGroup:
         requested: what was asked for, in words.
         runs: how many.
         sparsity: zeros in the sparse layers.
-        test: test accuracy.
-        dense: test accuracy of the dense twins; None where there are none.
+        measure: what tells how good the models are.
+        test: the figure on the test examples.
+        dense: that of the dense twins; None where there are none.
         bytes: mean size of the model's file.
     """
 
@@ -59,6 +63,7 @@ class RunGroup:
     requested: str
     runs: int
     sparsity: Spread
+    measure: Measure
     test: Spread
     dense: Spread | None
     bytes: int
@@ -69,7 +74,13 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
 
     Args:
         runs: the contents of their report.json files.
+
+    Raises:
+        ValueError: if their tasks differ.
     """
+    tasks = sorted({run["task"] for run in runs})
+    if len(tasks) > 1:
+        raise ValueError(f"runs of one task can be compared; these are of {' and '.join(tasks)}")
     traits = [name for name in _TRAITS if len({str(run["config"][name]) for run in runs}) > 1]
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
@@ -93,31 +104,36 @@ def _trait(value: Any) -> str:
 
 
 def _group(label: str, asked: str, members: Sequence[Run]) -> RunGroup:
-    dense = [run["dense_test_accuracy"] for run in members if run["dense_test_accuracy"] is not None]
+    measure = MEASURES[members[0]["task"]]
+    test, dense = (
+        [figure for run in members if (figure := measure.of(run, split)) is not None]
+        for split in ("test", "dense_test")
+    )
     return RunGroup(
         label,
         asked,
         len(members),
         Spread.of([run["report"]["sparsity"] for run in members]),
-        Spread.of([run["test_accuracy"] for run in members]),
+        measure,
+        Spread.of(test),
         Spread.of(dense) if dense else None,
         round(fmean(run["bytes"] for run in members)),
     )
 
 
 def compare_table(groups: Sequence[RunGroup]) -> Table:
-    """Show groups of runs, one a row; over several seeds the mean, with the least and the greatest."""
+    """Show groups of runs of one task, one a row; over several seeds the mean, with the least and the greatest."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", min_width=10, overflow="fold")
     table.add_column("asked")
-    for name in ("runs", "zeros", "accuracy", "dense", "points", "on disk"):
+    measure = groups[0].measure
+    for name in ("runs", "zeros", measure.name, "dense", measure.step, "on disk"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in groups:
-        dense = "-" if group.dense is None else percent(group.dense.mean)
-        difference = "-" if group.dense is None else f"{100 * (group.test.mean - group.dense.mean):+.2f}"
-        # The range below the mean: the rows fit a terminal of 80 columns.
-        test = str(group.test).replace(" (", "\n(")
-        figures = (percent(group.sparsity.mean), test, dense, difference, size(group.bytes))
+        twin = group.dense
+        dense = "-" if twin is None else measure.words(twin.mean)
+        difference = "-" if twin is None else measure.difference(group.test.mean - twin.mean)
+        figures = (percent(group.sparsity.mean), group.test.words(measure), dense, difference, size(group.bytes))
         table.add_row(group.label, group.requested, str(group.runs), *figures)
     return table
 
@@ -129,7 +145,7 @@ def compare_plot(
     dashed: Collection[str] = (),
     xlabel: str = "sparsity (zeros in the sparse layers)",
 ) -> None:
-    """Draw test accuracy against sparsity: a line a label, bars from the least to the greatest of the seeds.
+    """Draw the test figures against sparsity: a line a label, bars from the least to the greatest of the seeds.
 
     Args:
         groups: what to draw.
@@ -146,9 +162,11 @@ def compare_plot(
         _draw_line(axes, [group for group in groups if group.label == label], style)
     _draw_dense(axes, groups)
     axes.set_xlabel(xlabel, fontsize=10)
-    axes.set_ylabel("test accuracy", fontsize=10)
+    measure = groups[0].measure
+    axes.set_ylabel(f"test {measure.name}", fontsize=10)
     percent_axis(axes.xaxis)
-    percent_axis(axes.yaxis)
+    if measure.fraction:
+        percent_axis(axes.yaxis)
     axes.margins(x=0.08, y=0.12)
     clean(axes)
     figure.legend(loc="outside lower center", ncols=min(3, len(labels) + 1), fontsize=9, frameon=False, labelcolor=INK)
@@ -187,4 +205,5 @@ def _draw_dense(axes: Any, groups: Sequence[RunGroup]) -> None:
     if not twins or max(t.mean for t in twins) - min(t.mean for t in twins) > 0.05:
         return
     mean = fmean(twin.mean for twin in twins)
-    axes.axhline(mean, color=DENSE, linestyle="--", linewidth=1.4, label=f"dense twin ({percent(mean)})", zorder=1)
+    label = f"dense twin ({groups[0].measure.words(mean)})"
+    axes.axhline(mean, color=DENSE, linestyle="--", linewidth=1.4, label=label, zorder=1)

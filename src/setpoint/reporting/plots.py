@@ -22,6 +22,7 @@ from setpoint.reporting.figures import (
     percent_axis,
     save_figure,
 )
+from setpoint.reporting.measures import MEASURES, Measure
 from setpoint.reporting.words import percent
 
 Rows = Sequence[Mapping[str, Any]]
@@ -41,9 +42,10 @@ def training_plot(
     updates: Rows = (),
     sparsify: tuple[int, int] | None = None,
     chosen: int | None = None,
+    task: str = "classification",
     title: str = "",
 ) -> None:
-    """Draw accuracy and sparsity over the epochs, and below them the method's gauges where it has any.
+    """Draw how good the model is and its sparsity over the epochs, and below them the method's gauges if it has any.
 
     Args:
         rows: of metrics.csv, as mappings.
@@ -52,6 +54,7 @@ def training_plot(
         updates: rows of updates.csv; without them, sparsity and phases are drawn by whole epochs.
         sparsify: steps at which the phase of the updates begins and ends; by default at the first and the last.
         chosen: epoch whose weights were chosen.
+        task: of the run, which says what tells how good a model is.
         title: above the plot.
     """
     gauges = [key for key in updates[0] if key not in _COMMON] if updates else []
@@ -60,7 +63,7 @@ def training_plot(
     panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     figure.suptitle(title, fontsize=11, color=INK)
     fine = _Fine.of(rows, updates, sparsify) if updates else None
-    _accuracy(panels[0], rows, dense, chosen)
+    _judged(panels[0], MEASURES[task], rows, dense, chosen)
     _sparsity(panels[1], rows if fine is None else fine.sparsity(rows))
     if fine is not None and gauges:
         _gauges(panels[2], fine.updates, gauges)
@@ -112,27 +115,30 @@ def _shade(panels: Sequence[Any], phases: Sequence[Phase]) -> None:
         panels[1].text((first + last) / 2, 1.1, phase, ha="center", va="center", fontsize=9, color=DENSE)
 
 
-def _accuracy(axes: Any, rows: Rows, dense: Rows, chosen: int | None) -> None:
+def _judged(axes: Any, measure: Measure, rows: Rows, dense: Rows, chosen: int | None) -> None:
+    rows, dense = ([{**row, "figure": measure.of(row, "validation")} for row in each] for each in (rows, dense))
     if dense:
-        axes.plot(
-            *_series(dense, "validation_accuracy"), color=DENSE, linewidth=1.4, linestyle="--", label="dense twin"
-        )
-    axes.plot(*_series(rows, "validation_accuracy"), color=BLUE, linewidth=1.8, label="sparse")
+        axes.plot(*_series(dense, "figure"), color=DENSE, linewidth=1.4, linestyle="--", label="dense twin")
+    axes.plot(*_series(rows, "figure"), color=BLUE, linewidth=1.8, label="sparse")
     if chosen is not None:
-        accuracy = rows[chosen - 1]["validation_accuracy"]
-        axes.plot([chosen], [accuracy], "o", color=BLUE, markersize=6, label=f"chosen: {percent(accuracy)}", zorder=4)
-    axes.set_ylabel("validation accuracy", fontsize=10)
-    axes.set_ylim(*_accuracy_range([*rows, *dense]))
-    percent_axis(axes.yaxis)
-    axes.legend(loc="lower right", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
+        figure = rows[chosen - 1]["figure"]
+        label = f"chosen: {measure.words(figure)}"
+        axes.plot([chosen], [figure], "o", color=BLUE, markersize=6, label=label, zorder=4)
+    axes.set_ylabel(f"validation {measure.name}", fontsize=10)
+    axes.set_ylim(*_figure_range([*rows, *dense], top=1.0 if measure.fraction else math.inf))
+    if measure.fraction:
+        percent_axis(axes.yaxis)
+    # Where the curves are not: accuracies rise, losses fall.
+    corner = "lower right" if measure.fraction else "upper right"
+    axes.legend(loc=corner, fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
 
 
-def _accuracy_range(rows: Rows) -> tuple[float, float]:
-    """Leave out the climb of the first epochs, which would flatten all the rest."""
+def _figure_range(rows: Rows, *, top: float) -> tuple[float, float]:
+    """Leave out the first epochs, whose steep way would flatten all the rest."""
     late = max(row["epoch"] for row in rows) * 0.15
-    values = [row["validation_accuracy"] for row in rows if row["epoch"] > late]
+    values = [row["figure"] for row in rows if row["epoch"] > late]
     margin = max(0.08 * (max(values) - min(values)), 0.005)
-    return max(0.0, min(values) - margin), min(1.0, max(values) + margin) + 0.001
+    return max(0.0, min(values) - margin), min(top, max(values) + margin) + 0.001
 
 
 def _sparsity(axes: Any, rows: Rows) -> None:

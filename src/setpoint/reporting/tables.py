@@ -10,7 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from setpoint.reporting.words import duration, percent, points, size
+from setpoint.reporting.measures import MEASURES
+from setpoint.reporting.words import duration, percent, size
 
 _COSTS = {"params": "weights", "latency_ms": "milliseconds"}
 
@@ -49,8 +50,7 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("requested", requested(run)),
         ("achieved", _achieved(run)),
         *_latency(run),
-        ("test accuracy", _accuracy(run["test_accuracy"], run["dense_test_accuracy"])),
-        ("validation accuracy", _accuracy(run["validation_accuracy"], run["dense_validation_accuracy"])),
+        *(_judged(run, split) for split in ("test", "validation")),
         ("parameters kept", f"{kept:,} of {total:,} ({percent(kept / total)}), biases and norms included"),
         ("size on disk", _sizes(run["dense_bytes"], run["bytes"])),
         ("chosen epoch", f"{run['chosen_epoch']} of {run['config']['epochs']}"),
@@ -87,10 +87,15 @@ def _latency(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(f"latency on {found['device']}", ", ".join(f"{found[name]:.3f} ms {name}" for name in names))]
 
 
-def _accuracy(sparse: float, dense: float | None) -> str:
-    if dense is None:
-        return percent(sparse)
-    return f"{percent(dense)} dense, {percent(sparse)} sparse ({points(sparse - dense)})"
+def _judged(run: Mapping[str, Any], split: str) -> tuple[str, str]:
+    """What the figure of a split is called, and what it is."""
+    measure = MEASURES[run["task"]]
+    sparse, dense = measure.of(run, split), measure.of(run, f"dense_{split}")
+    words = "-" if sparse is None else measure.words(sparse)
+    if sparse is not None and dense is not None:
+        change = f"{measure.difference(sparse - dense)} {measure.step}"
+        words = f"{measure.words(dense)} dense, {words} sparse ({change})"
+    return f"{split} {measure.name}", words
 
 
 def _sizes(dense: int, sparse: int) -> str:

@@ -8,11 +8,6 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
-def points(difference: float) -> str:
-    """Write a difference of two fractions in percentage points, with its sign."""
-    return f"{100 * difference:+.2f} points"
-
-
 def size(count: int) -> str:
     """Write a number of bytes with three figures or so."""
     value = float(count)

@@ -85,6 +85,7 @@ def test_a_broken_connection_leaves_nothing_behind(tmp_path: Path, monkeypatch: 
         ("mnist", "MNIST/raw/train-images-idx3-ubyte.gz"),
         ("fashion-mnist", "FashionMNIST/raw/train-images-idx3-ubyte.gz"),
         ("cifar10", "cifar-10-python.tar.gz"),
+        ("tinyshakespeare", "text/tinyshakespeare.txt"),
     ],
 )
 def test_without_a_network_the_remedy_is_told(

@@ -5,20 +5,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from setpoint.recipes.data.augmentation import flip_crop
-from setpoint.recipes.data.dataset import DataError, Dataset, Split, input_scale
+from setpoint.recipes.data.dataset import DataError, Dataset, Split
+from setpoint.recipes.data.preparing import preparation
 from setpoint.recipes.data.seeding import derive_generator
 
 
 class Batches:
-    """Normalised batches of a split, epoch by epoch.
+    """Batches of a split as a model takes them, epoch by epoch.
 
     The split is moved to the device once. Each batch is a pure function of ``(seed, epoch, batch index)``: epochs can
     be asked for in any order, begun in the middle, and repeated.
 
     Args:
         split: The examples.
-        dataset: Where they come from: its mean, standard deviation and augmentation are used.
+        dataset: Where they come from: its task, statistics and augmentation are used.
         batch_size: Examples a batch.
         seed: Decides order and augmentation.
         shuffle: Whether each epoch has an order of its own; otherwise it is that of the split.
@@ -45,17 +45,14 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
-        self.augment = augment and dataset.augmentation == "flip_crop"
+        self.augment = augment and dataset.augmentation != "none"
         self.drop_last = shuffle if drop_last is None else drop_last
         self.device = torch.device(device)
         self._examples = len(split)
         self._check()
         self._inputs = split.inputs.to(self.device)
         self._targets = split.targets.to(self.device)
-        # (x * scale - mean) / std, as one multiplication and one addition.
-        mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
-        self._factor = (input_scale(split.inputs) / std).to(self.device)
-        self._shift = (-mean / std).to(self.device)
+        self._prepare = preparation(dataset, split, self.device)
 
     def _check(self) -> None:
         if self.batch_size < 1 or self._examples == 0:
@@ -85,7 +82,8 @@ class Batches:
             start: The batch to begin with; the batches from there on are the same as without it.
 
         Returns:
-            An iterator of inputs (float32, shape (B, C, H, W)) and targets (int64, shape (B,)) on the device.
+            An iterator of inputs and targets on the device: images (float32, shape (B, C, H, W)) and classes (int64,
+            shape (B,)), or tokens and those that follow them (int64, shape (B, T)).
 
         Raises:
             DataError: If ``number`` is negative, or ``start`` is outside ``0 .. len(self)``.
@@ -100,16 +98,10 @@ class Batches:
         order = self._order(epoch).to(self.device)
         for index in range(start, len(self)):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            inputs = self._inputs.index_select(0, chosen)
-            if self.augment:
-                inputs = flip_crop(inputs, derive_generator("augment", self.seed, epoch, index))
-            yield self._normalise(inputs), self._targets.index_select(0, chosen)
+            inputs, targets = (tensor.index_select(0, chosen) for tensor in (self._inputs, self._targets))
+            yield self._prepare(inputs, targets, (self.seed, epoch, index) if self.augment else None)
 
     def _order(self, epoch: int) -> Tensor:
         if not self.shuffle:
             return torch.arange(self._examples)
         return torch.randperm(self._examples, generator=derive_generator("order", self.seed, epoch))
-
-    def _normalise(self, inputs: Tensor) -> Tensor:
-        # Both index_select and flip_crop made a tensor of our own, so that a float one can be changed in place.
-        return inputs.float().mul_(self._factor).add_(self._shift)

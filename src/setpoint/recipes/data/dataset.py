@@ -1,4 +1,4 @@
-"""What a data set is: three splits, the names of the classes, and the statistics that normalise its inputs."""
+"""What a data set is: three splits, the names of the classes, and what is to be done with its inputs."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from setpoint.recipes.data.seeding import derive_generator
 
-Augmentation = Literal["none", "flip_crop"]
+Augmentation = Literal["none", "flip_crop", "shift"]
+Task = Literal["classification", "language modelling"]
 
 # Images a step of the statistics: bounds the float64 copy to some tens of megabytes.
 _CHUNK = 2048
@@ -20,11 +21,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their classes.
+    """Images and their classes, or windows of a text and the bytes that follow.
 
     Attributes:
-        inputs: Images of shape (N, C, H, W): uint8 in 0..255, or float32 in 0..1.
-        targets: Class indices of shape (N,), int64.
+        inputs: Images of shape (N, C, H, W), uint8 in 0..255 or float32 in 0..1; or bytes of shape (N, T), uint8.
+        targets: Class indices of shape (N,), int64; or for each byte the next one, uint8 of the inputs' shape.
 
     Raises:
         DataError: If a shape or dtype is another one, or the two lengths differ.
@@ -34,6 +35,18 @@ class Split:
     targets: Tensor
 
     def __post_init__(self) -> None:
+        if self.inputs.dim() == 2:
+            self._check_text()
+        else:
+            self._check_images()
+
+    def _check_text(self) -> None:
+        for name, tensor in (("inputs", self.inputs), ("targets", self.targets)):
+            if tensor.dtype != torch.uint8 or tensor.shape != self.inputs.shape:
+                found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                raise DataError(f"{name} of a text must be uint8 of shape {tuple(self.inputs.shape)}, not {found}")
+
+    def _check_images(self) -> None:
         if self.inputs.dim() != 4 or self.inputs.dtype not in (torch.uint8, torch.float32):
             found = f"{self.inputs.dtype} of shape {tuple(self.inputs.shape)}"
             raise DataError(f"inputs must be uint8 or float32 of shape (N, C, H, W), not {found}")
@@ -74,10 +87,11 @@ class Dataset:
         validation: Examples held out of the training set, for choosing.
         test: Examples for the final figure only.
         classes: Names of the classes, by class index.
-        shape: (C, H, W) of one input.
-        mean: Mean of each channel of the training inputs, scaled to 0..1.
-        std: Standard deviation of each channel of the training inputs, scaled to 0..1; 1 where a channel is constant.
-        augmentation: How training inputs may be varied without changing their class.
+        shape: What a model takes, without the batch: (C, H, W) of an image, (T,) of a text.
+        mean: Mean of each channel of the training images, scaled to 0..1; empty for a text.
+        std: Standard deviation of each channel of the training images, scaled to 0..1; 1 where a channel is constant.
+        augmentation: How training inputs may be varied without changing what they are.
+        task: What a model learns from it: the class of an image, or the bytes that follow in a text.
     """
 
     name: str
@@ -85,10 +99,11 @@ class Dataset:
     validation: Split
     test: Split
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation
+    task: Task
 
 
 def assemble(collection: Collection, train: Split, validation: Split) -> Dataset:
@@ -112,6 +127,7 @@ def assemble(collection: Collection, train: Split, validation: Split) -> Dataset
         mean=mean,
         std=std,
         augmentation=collection.augmentation,
+        task="classification",
     )
 
 

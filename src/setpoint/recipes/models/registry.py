@@ -6,6 +6,7 @@ from importlib import import_module
 from torch import nn
 
 from setpoint.recipes.models.convnet import ConvNet
+from setpoint.recipes.models.gpt import GPT
 from setpoint.recipes.models.lenet import LeNet5
 from setpoint.recipes.models.mlp import Perceptron
 from setpoint.recipes.models.resnet import ResNet
@@ -14,6 +15,7 @@ from setpoint.recipes.models.vgg import VGG16
 from setpoint.recipes.models.wideresnet import WideResNet
 
 Builder = Callable[[Shape, int, float], nn.Module]
+TextBuilder = Callable[[int, int, float], nn.Module]
 
 # Above this a width is more likely a number of channels than a multiplier.
 _LARGEST_WIDTH = 10
@@ -27,6 +29,13 @@ def _resnet(depth: int) -> Builder:
     return lambda shape, classes, width: ResNet(shape, classes, depth, width)
 
 
+def _gpt(depth: int, heads: int, head_width: int) -> TextBuilder:
+    # The width of the heads is multiplied, so that they divide the model's width.
+    return lambda context, vocabulary, width: GPT(
+        vocabulary, context, heads * scale_width(head_width, width), depth, heads
+    )
+
+
 _BUILDERS: dict[str, Builder] = {
     "mlp": _perceptron(128, 64),
     "lenet300": _perceptron(300, 100),
@@ -38,33 +47,34 @@ _BUILDERS: dict[str, Builder] = {
     "vgg16": VGG16,
     "wideresnet16-4": lambda shape, classes, width: WideResNet(shape, classes, 16, 4, width),
 }
+_TEXT_BUILDERS: dict[str, TextBuilder] = {"gpt": _gpt(depth=4, heads=4, head_width=32)}
 
 
 def model_names() -> tuple[str, ...]:
     """Return the names that :func:`build_model` knows."""
-    return tuple(_BUILDERS)
+    return (*_BUILDERS, *_TEXT_BUILDERS)
 
 
-def build_model(name: str, *, shape: Shape, classes: int, width: float | int | None = None) -> nn.Module:
+def build_model(name: str, *, shape: tuple[int, ...], classes: int, width: float | int | None = None) -> nn.Module:
     """Build a model with initial weights from torch's global generator (``torch.manual_seed``).
 
     Args:
         name: One of :func:`model_names`.
-        shape: (C, H, W) of an input.
-        classes: Number of outputs.
+        shape: (C, H, W) of an image, or (T,) of a text.
+        classes: Number of outputs; of a text, of different tokens.
         width: Multiplier of the channels or neurons of every hidden layer, 1 by default: ``resnet20`` begins with 16
             channels at 1, with 32 at 2, with 8 at 0.5.
 
     Returns:
-        A module that maps inputs (N, C, H, W) to logits (N, classes).
+        A module that maps images (N, C, H, W) to logits (N, classes), or tokens (N, T) to logits (N, T, classes).
 
     Raises:
-        ValueError: If the name is not known, a size is not possible, or the inputs are too small for the model.
+        ValueError: If the name is not known, the model is not one for such inputs, a size is not possible, or the
+            inputs are too small for the model.
     """
-    if name not in _BUILDERS:
+    if name not in model_names():
         raise ValueError(f"unknown model {name!r}; possible are {', '.join(model_names())}")
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"shape={shape} was asked for; (channels, height, width), each at least 1, is possible")
+    _check_shape(name, shape)
     if classes < 1:
         raise ValueError(f"classes={classes} was asked for; at least 1 is possible")
     factor = 1.0 if width is None else float(width)
@@ -73,7 +83,22 @@ def build_model(name: str, *, shape: Shape, classes: int, width: float | int | N
             f"width={width} was asked for; it multiplies the usual numbers of channels, "
             f"so that above 0 and up to {_LARGEST_WIDTH} is possible"
         )
-    return _BUILDERS[name](shape, classes, factor)
+    if name in _TEXT_BUILDERS:
+        return _TEXT_BUILDERS[name](shape[0], classes, factor)
+    channels, height, wide = shape
+    return _BUILDERS[name]((channels, height, wide), classes, factor)
+
+
+def _check_shape(name: str, shape: tuple[int, ...]) -> None:
+    takes, axes = ("texts", "(context,)") if name in _TEXT_BUILDERS else ("images", "(channels, height, width)")
+    given = {1: "texts", 3: "images"}.get(len(shape))
+    if given is not None and given != takes:
+        others = ", ".join(_TEXT_BUILDERS if given == "texts" else _BUILDERS)
+        raise ValueError(
+            f"model {name!r} takes {takes}, and shape={shape} is of {given}; for these, {others} are possible"
+        )
+    if given is None or min(shape) < 1:
+        raise ValueError(f"shape={shape} was asked for; {axes}, each at least 1, is possible")
 
 
 def import_model(reference: str) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from typing import TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Shape: TypeAlias = tuple[int, int, int]
 
@@ -10,6 +11,11 @@ Shape: TypeAlias = tuple[int, int, int]
 def scale_width(channels: int, width: float) -> int:
     """Return ``channels`` multiplied by ``width``, rounded, and at least 1."""
     return max(1, round(channels * width))
+
+
+def example_input(shape: tuple[int, ...], batch: int = 1, device: torch.device | str = "cpu") -> Tensor:
+    """Return inputs as the models take them: images of shape (N, C, H, W), or tokens of shape (N, T), all zeros."""
+    return torch.zeros(batch, *shape, dtype=torch.int64 if len(shape) == 1 else torch.float32, device=device)
 
 
 def require_size(model: str, shape: Shape, smallest: int) -> None:
