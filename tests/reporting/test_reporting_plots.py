@@ -123,6 +123,16 @@ def test_a_model_of_text_is_drawn_in_bits_per_byte(figures: list[Figure], tmp_pa
     assert high > bits[0]
 
 
+def test_losses_that_are_no_numbers_are_left_out(figures: list[Figure], tmp_path: Path) -> None:
+    diverged = [{**r, "validation_loss": value} for r, value in zip(run_rows(), (2.0, math.inf, math.nan))]
+    for dense in (run_rows(), diverged[1:]):
+        training_plot(diverged, tmp_path / "a", dense=dense, task="language modelling")
+    training_plot(diverged[1:], tmp_path / "a", task="language modelling")
+    low, high = figures[1].axes[0].get_ylim()
+    assert low < 2.0 / math.log(2) < high < 4
+    assert figures[2].axes[0].get_ylim() == (0.0, 1.0)
+
+
 def test_phases_that_take_no_step_are_left_out(figures: list[Figure], tmp_path: Path) -> None:
     rows = [row(1, "sparsify"), row(2, "sparsify"), row(3, "frozen")]
     training_plot(rows, tmp_path / "a", updates=updates(), sparsify=(0, 30))

@@ -136,7 +136,9 @@ def _judged(axes: Any, measure: Measure, rows: Rows, dense: Rows, chosen: int | 
 def _figure_range(rows: Rows, *, top: float) -> tuple[float, float]:
     """Leave out the first epochs, whose steep way would flatten all the rest."""
     late = max(row["epoch"] for row in rows) * 0.15
-    values = [row["figure"] for row in rows if row["epoch"] > late]
+    values = [row["figure"] for row in rows if row["epoch"] > late and math.isfinite(row["figure"])]
+    if not values:
+        return 0.0, 1.0
     margin = max(0.08 * (max(values) - min(values)), 0.005)
     return max(0.0, min(values) - margin), min(top, max(values) + margin) + 0.001
 
