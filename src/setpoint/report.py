@@ -40,8 +40,9 @@ class LayerReport:
     @classmethod
     def of(cls, layer: Layer, kept: Tensor, requested: float | None) -> LayerReport:
         """Count in the parameter as it is now; `kept` says which units are left."""
-        left = sum(int(torch.count_nonzero(part.parameter)) for part in layer.parts)
-        entries = sum(part.parameter.numel() for part in layer.parts)
+        parameters = {part.name: part.parameter for part in layer.parts}  # which units may lie along two axes of
+        left = sum(int(torch.count_nonzero(parameter)) for parameter in parameters.values())
+        entries = sum(parameter.numel() for parameter in parameters.values())
         return cls(
             layer.name, layer.parts[0].name, layer.shape, kept.numel(), int(kept.sum()), entries, left, requested
         )

@@ -1,13 +1,17 @@
 """What may happen to an axis, what pins it, and the words in which that is said."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from wiring_cnns import GroupNormed, PaddedResNet
 from wiring_oddities import FINE, PINNING, Adapted, Contexts, Pair
 from wiring_transformers import Plain
 
 from setpoint.wiring import check, derive, explain, register_leaf
+from setpoint.wiring.check import clear
 from setpoint.wiring.leaves import _OPAQUE
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
@@ -89,12 +93,56 @@ def test_a_module_called_twice_shares_its_axes():
     assert {("shared.weight", 0), ("shared.weight", 1), ("shared.bias", 0), ("scale", 0)} <= tensors
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_recurrent_layers_are_refused(kind):
-    model = nn.Sequential(nn.Linear(4, 6), kind(6, 7))
+class Computed(Pair):
+    """What happens to the hidden units involves weights that are computed."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.hidden, self.scale = hidden, nn.Parameter(torch.rand(6) + 0.1)
+
+    def forward(self, x):
+        return self.hidden(self, self.first(x))
+
+
+# Zeros of the parameters are zeros of what reads the units, and nothing is divided by them.
+KEEPING = {
+    "scaled": lambda m, y: F.linear(y, m.second.weight * 2.0),
+    "scaled by a weight": lambda m, y: F.linear(y, m.second.weight * (m.scale + 1.0)),
+    "squashed": lambda m, y: F.linear(y, m.second.weight.tanh().clamp(-0.5, 0.5)),
+    "squared": lambda m, y: F.linear(y, m.second.weight**2 + m.second.weight),
+    "divided by more": lambda m, y: m.second(y / (m.scale.abs() + 1.0)),
+    "divided by a bound": lambda m, y: m.second(y / m.scale.clamp_min(0.05)),
+}
+LOSING = {
+    "exponential": (lambda m, y: F.linear(y, m.second.weight.exp()), "what reads it is computed from parameters"),
+    "shifted": (lambda m, y: F.linear(y, m.second.weight + 1.0), "what reads it is computed from parameters"),
+    "filled": (lambda m, y: F.linear(y, torch.ones_like(m.second.weight)), "what reads it is computed from parameters"),
+    "bounded": (lambda m, y: F.linear(y, m.second.weight.clamp_min(0.1)), "what reads it is computed from parameters"),
+    "divided": (lambda m, y: m.second(y / m.scale), "'div' of its parameter's zeros is not finite"),
+    "inverse": (lambda m, y: m.second(y * m.scale.rsqrt()), "'rsqrt' of its parameter's zeros is not finite"),
+    "negative power": (lambda m, y: m.second(y * m.scale**-1), "'pow' of its parameter's zeros is not finite"),
+}
+
+
+@pytest.mark.parametrize("case", KEEPING)
+def test_computed_weights_that_keep_zeros(case):
+    model = Computed(KEEPING[case])
+    wiring = derive(model, X)
+    assert [group.size for group in wiring.groups] == [6]
+    masked, kept = copy.deepcopy(model), torch.tensor([0, 2, 3])
+    clear(masked, wiring.groups[0], torch.tensor([1, 4, 5]))
+    wiring.resize(model, {wiring.groups[0].name: kept})
+    assert torch.allclose(model(X), masked(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("case", LOSING)
+def test_computed_weights_that_do_not_keep_zeros_pin_what_they_read(case):
+    hidden, reason = LOSING[case]
+    model = Computed(hidden)
     wiring = derive(model, X)
     assert not wiring.groups
-    assert any(p.reason.startswith(f"{kind.__name__}: the gates") for p in wiring.pinned)
+    reasons = [p.reason for p in wiring.pinned if (p.tensor, p.axis) == ("first.weight", 0)]
+    assert any(r.startswith(reason) for r in reasons), reasons
 
 
 def test_a_leaf_of_the_users_own():

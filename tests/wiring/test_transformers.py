@@ -3,7 +3,6 @@
 import pytest
 import torch
 import wiring_transformers as nets
-from torch import nn
 from wiring_oddities import Complex
 
 from setpoint.wiring import check, derive
@@ -21,7 +20,6 @@ CASES = {
     "grouped queries": (lambda: nets.GroupedDecoder("sdpa"), TOKENS, [SHARED, QUERIES, ("neuron", 10)]),
     "heads in einsum": (nets.Einsum, VECTORS, [HEADS, ("other", 4)]),
     "complex rotary": (Complex, VECTORS, [HEADS]),
-    "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), VECTORS, [("neuron", 16)]),
 }
 
 
@@ -80,14 +78,3 @@ def test_a_tied_embedding_has_both_roles_and_stays_tied():
     assert model.head.weight is model.tokens.weight
     assert model.tokens.weight.shape == (30, 8)
     assert (model.head.in_features, model.tokens.embedding_dim) == (8, 8)
-
-
-@pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.TransformerEncoderLayer])
-def test_torch_attention_is_refused_with_its_reason(kind):
-    layer = kind(8, 2, batch_first=True).eval()
-    inputs = (VECTORS,) * (3 if kind is nn.MultiheadAttention else 1)
-    wiring = derive(layer, inputs)
-    pins = {p.tensor.rpartition(".")[2]: p.reason for p in wiring.pinned if "in_proj" in p.tensor}
-    assert set(pins) == {"in_proj_weight", "in_proj_bias"}
-    assert all(reason.startswith("MultiheadAttention: its heads times their width") for reason in pins.values())
-    assert [g.kind for g in wiring.groups] == (["neuron"] if kind is nn.TransformerEncoderLayer else [])

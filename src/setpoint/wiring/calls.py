@@ -24,14 +24,16 @@ class Value:
     Attributes:
         axes: one for each dimension.
         origin: the parameters and buffers that it was computed from, if it was computed from nothing else.
+        zeros: whether it is zero then where those are.
     """
 
     axes: tuple[Axis, ...]
     origin: tuple[str, ...] = ()
+    zeros: bool = True
 
     def moved(self, axes: Iterable[Axis]) -> Value:
         """The same tensor after a view or an element-wise operation."""
-        return Value(tuple(axes), self.origin)
+        return Value(tuple(axes), self.origin, self.zeros)
 
     def at(self, *dims: int) -> list[Axis]:
         """The axes at these dimensions, which may be negative."""

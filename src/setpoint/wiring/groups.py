@@ -10,11 +10,13 @@ from setpoint.wiring.axes import Axis
 from setpoint.wiring.calls import Role, Use
 from setpoint.wiring.layouts import Layout
 from setpoint.wiring.modules import HEADS, SHARED_HEADS
+from setpoint.wiring.rules.recurrent import RECURRENT
 from setpoint.wiring.settle import Key
 from setpoint.wiring.walk import Walk
 from setpoint.wiring.wiring import Attribute, Group, Kind, Pin, Slice, Wiring
 
-_PRODUCTS = {"linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum"}
+_PRODUCTS = {"linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum", "bilinear"}
+_EMBEDDINGS = {"embedding", "embedding_bag"}
 _ROLES: tuple[Role, ...] = ("produces", "consumes", "scales")
 
 
@@ -76,7 +78,7 @@ def _names(free: Sequence[Axis], uses: Mapping[Axis, Sequence[Use]]) -> dict[Axi
     for atom in free:
         tensor = _first(uses[atom]).tensors[0]
         path, _, leaf = tensor.rpartition(".")
-        name = path if leaf in ("weight", "bias") and path else tensor
+        name = path if leaf.startswith(("weight", "bias")) and path else tensor
         taken[name] = taken.get(name, 0) + 1
         names[atom] = name if taken[name] == 1 else f"{name}#{taken[name]}"
     return names
@@ -88,10 +90,12 @@ def _kind(uses: Sequence[Use]) -> Kind:
     operators = {use.operator for use in makers}
     if any(operator.startswith("conv") for operator in operators):
         return "channel"
-    if not operators & (_PRODUCTS | {"embedding"}):
+    if not operators & (_PRODUCTS | RECURRENT | _EMBEDDINGS):
         return "other"
-    direct = operators <= _PRODUCTS | {"add"} and bool(readers)
-    if direct and max(m.order for m in makers) < min(r.order for r in readers):
+    direct = operators <= _PRODUCTS | RECURRENT | {"add"} and bool(readers)
+    # A layer may be called again, as cells are at every step: what counts is where each begins.
+    begun = {tensor: m.order for m in reversed(makers) for tensor in m.tensors}
+    if direct and max(begun.values()) < min(r.order for r in readers):
         return "neuron"
     return "hidden"
 

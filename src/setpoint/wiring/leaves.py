@@ -31,7 +31,11 @@ def opaque_reason(stack: Mapping[str, Any]) -> str | None:
 
 register_leaf(
     "MultiheadAttention",
-    "its heads times their width must be the width of its input, which is computed inside the functional form",
+    "its heads times their width must be the width of its input, so no head can go alone; possible: the neurons beside "
+    "it, and heads of attention that is written with linear layers and scaled_dot_product_attention",
 )
-for _name in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"):
-    register_leaf(_name, "the gates of a recurrent layer share one stacked weight, which is not taken apart")
+register_leaf(
+    "ParametrizationList",
+    "a parametrization computes the weight, whose zeros need not be those of its parameters; possible: call "
+    "torch.nn.utils.parametrize.remove_parametrizations first",
+)

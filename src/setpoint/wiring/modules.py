@@ -51,8 +51,15 @@ def descriptions(module: nn.Module) -> Iterator[tuple[str, int | None, str, int]
         yield from (("normalized_shape", axis, "weight", axis) for axis in range(len(module.normalized_shape)))
     elif isinstance(module, nn.GroupNorm):
         yield "num_channels", None, "weight", 0
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         yield from (("num_embeddings", None, "weight", 0), ("embedding_dim", None, "weight", 1))
+    elif isinstance(module, nn.Bilinear):
+        features = ("out_features", "in1_features", "in2_features")
+        yield from ((name, None, "weight", axis) for axis, name in enumerate(features))
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        layer = "_l0" if isinstance(module, nn.RNNBase) else ""
+        state = "hidden_size" if not getattr(module, "proj_size", 0) else "proj_size"
+        yield from (("input_size", None, f"weight_ih{layer}", 1), (state, None, f"weight_hh{layer}", 1))
     elif type(module).__name__ == "Conv1D":
         yield from (("nx", None, "weight", 0), ("nf", None, "weight", 1))
 
@@ -101,6 +108,21 @@ def _embedding(module: Any) -> None:
     module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
+def _bilinear(module: Any) -> None:
+    module.out_features, module.in1_features, module.in2_features = module.weight.shape
+
+
+def _recurrent_cell(module: Any) -> None:
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
+def _recurrent(module: Any) -> None:
+    module.input_size = module.weight_ih_l0.shape[1]
+    if not module.proj_size:
+        module.hidden_size = module.weight_hh_l0.shape[1]
+    module._init_flat_weights()  # the list that the kernel is given
+
+
 def _prelu(module: Any) -> None:
     module.num_parameters = len(module.weight)
 
@@ -118,6 +140,10 @@ _DESCRIPTIONS: tuple[tuple[type[nn.Module], Callable[[Any], None]], ...] = (
     (nn.RMSNorm, _normalized),
     (nn.GroupNorm, _group_norm),
     (nn.Embedding, _embedding),
+    (nn.EmbeddingBag, _embedding),
+    (nn.Bilinear, _bilinear),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
     (nn.PReLU, _prelu),
 )
 # Classes of other libraries, which are not imported for their sake.

@@ -221,11 +221,13 @@ class Walk:
         if not isinstance(expression, Constant):
             self.constraints.append(Constraint(None, expression, module, reason))
 
-    def use(self, call: Call, value: Value | None, axes: Iterable[Axis], role: Role) -> None:
+    def use(self, call: Call, value: Value | None, axes: Sequence[Axis], role: Role) -> None:
         """Say what an operator does with axes of a parameter."""
         if value is not None and value.origin:
             for axis in axes:
                 self.uses.append(Use(value.origin, axis, role, call.module, call.name, len(self.uses)))
+            if role == "consumes" and not value.zeros:
+                pin(axes, "what reads it is computed from parameters, but not zero where they are", call.module)
 
     def average(self, call: Call, axes: Iterable[Axis]) -> None:
         """Pin what a norm averages over, unless the user accepts that."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from setpoint.wiring.axes import Axis, pin
 from setpoint.wiring.calls import Call, Role, Value
+from setpoint.wiring.rules.zeros import keeps_zeros, pin_divisors
 from setpoint.wiring.walk import Walk, rule
 
 _ADDING = {"add", "sub", "rsub", "copy"}
@@ -24,23 +26,23 @@ def broadcast(walk: Walk, call: Call, values: Sequence[Value], rank: int | None 
     return result
 
 
-def merged_origin(values: Sequence[Value]) -> tuple[str, ...]:
-    """The parameters that a result was computed from, if all operands were computed from parameters."""
-    if not all(v.origin for v in values):
-        return ()
-    return tuple(dict.fromkeys(name for v in values for name in v.origin))
+def merged(axes: Iterable[Axis], values: Sequence[Value]) -> Value:
+    """What was computed from several tensors: from parameters alone, if all of them were."""
+    origin = tuple(dict.fromkeys(name for v in values for name in v.origin))
+    return Value(tuple(axes), origin if all(v.origin for v in values) else (), all(v.zeros for v in values))
 
 
 @rule("pointwise", "copy", "lerp", "masked_fill", "where")
 def pointwise(walk: Walk, call: Call) -> Value:
     """Broadcasting, with any number of tensors."""
     values = call.values
+    pin_divisors(walk, call)
     axes = broadcast(walk, call, values, len(call.shape) if call.outputs[0] is not None else None)
     if len(values) > 1 and not all(v.origin for v in values):
         role: Role = "produces" if call.name in _ADDING else "scales"
         for value in values:
             walk.use(call, value, [a for a in value.axes if a.size != 1], role)
-    return Value(tuple(axes), merged_origin(values))
+    return replace(merged(axes, values), zeros=keeps_zeros(call))
 
 
 @rule(
@@ -53,7 +55,7 @@ def pointwise(walk: Walk, call: Call) -> Value:
 )  # fmt: skip
 def unary(walk: Walk, call: Call) -> Value | tuple[Value | None, ...]:
     """The same axes again."""
-    value = call.first
+    value = replace(call.first, zeros=keeps_zeros(call))
     if call.several:
         return tuple(None if o is None else value for o in call.outputs)
     return value
@@ -95,5 +97,5 @@ def along(walk: Walk, call: Call) -> Value | tuple[Value | None, ...]:
     pin([value.axes[d] for d in dims], f"{call.name!r} runs along it", call.module)
     axes = [Axis(call.shape[d]) if d in dims else a for d, a in enumerate(value.axes)]
     pin([axes[d] for d in dims], f"{call.name!r} runs along it", call.module)
-    result = value.moved(axes)
+    result = replace(value.moved(axes), zeros=keeps_zeros(call))
     return tuple(result for _ in call.outputs) if call.several else result

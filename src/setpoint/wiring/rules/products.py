@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from setpoint.wiring.axes import Axis, pin
 from setpoint.wiring.calls import Call, Value
-from setpoint.wiring.rules.elementwise import broadcast, merged_origin
+from setpoint.wiring.rules.elementwise import broadcast, merged
 from setpoint.wiring.walk import Walk, rule
 
 
@@ -33,7 +33,7 @@ def linear(walk: Walk, call: Call) -> Value:
     if bias is not None:
         broadcast(walk, call, [Value(axes), bias])
         walk.use(call, bias, bias.axes, "produces")
-    return Value(axes, merged_origin([v for v in (value, weight, bias) if v is not None]))
+    return merged(axes, [v for v in (value, weight, bias) if v is not None])
 
 
 def _matmul(walk: Walk, call: Call, first: Value, second: Value) -> Value:
@@ -49,7 +49,7 @@ def _matmul(walk: Walk, call: Call, first: Value, second: Value) -> Value:
     if not first.origin and not second.origin:
         walk.heads += [(a, call.module) for a in batch if a.size != 1]
         walk.mixed += [*rows, *columns]
-    return Value((*batch, *rows, *columns), merged_origin([first, second]))
+    return merged((*batch, *rows, *columns), [first, second])
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
@@ -67,7 +67,20 @@ def addmm(walk: Walk, call: Call) -> Value:
     bias, first, second = call.values
     result = _matmul(walk, call, first, second)
     walk.use(call, bias, [a for a in bias.axes if a.size != 1], "produces")
-    return Value(tuple(broadcast(walk, call, [result, bias])), merged_origin([bias, first, second]))
+    return merged(broadcast(walk, call, [result, bias]), [bias, first, second])
+
+
+@rule("bilinear")
+def bilinear(walk: Walk, call: Call) -> Value:
+    """(..., first) and (..., second) times (outputs, first, second)."""
+    first, second, weight, bias = (call[name] for name in ("input1", "input2", "weight", "bias"))
+    contract(walk, call, first, first.axes[-1], weight, weight.axes[1])
+    contract(walk, call, second, second.axes[-1], weight, weight.axes[2])
+    walk.use(call, weight, [weight.axes[0]], "produces")
+    if bias is not None:
+        walk.unify(call, weight.axes[0], bias.axes[0])
+        walk.use(call, bias, bias.axes, "produces")
+    return Value((*broadcast(walk, call, [Value(first.axes[:-1]), Value(second.axes[:-1])]), weight.axes[0]))
 
 
 @rule("einsum")
@@ -86,7 +99,7 @@ def einsum(walk: Walk, call: Call) -> Value | tuple[Value | None, ...]:
     for letter, found in axes.items():
         _letter(walk, call, found, letter in output)
     wide = {letter: _widest(axis for _, axis in found) for letter, found in axes.items()}
-    return Value(tuple(wide[letter] for letter in output), merged_origin(values))
+    return merged((wide[letter] for letter in output), values)
 
 
 def _letter(walk: Walk, call: Call, found: Sequence[tuple[Value, Axis]], kept: bool) -> None:

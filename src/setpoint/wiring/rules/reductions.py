@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from setpoint.wiring.axes import Axis, pin
 from setpoint.wiring.calls import Call, Value
+from setpoint.wiring.rules.zeros import keeps_zeros
 from setpoint.wiring.walk import RULES, Walk, rule
 
 _MOMENTS = {"mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm"}
@@ -27,5 +30,5 @@ def reduce(walk: Walk, call: Call) -> Value | tuple[Value | None, ...] | None:
     else:
         pin(reduced, f"{call.name!r} reduces it", call.module)
     axes = tuple(Axis(1) if d in dims else a for d, a in enumerate(value.axes) if keep or d not in dims)
-    result = value.moved(axes)
+    result = replace(value.moved(axes), zeros=keeps_zeros(call))
     return tuple(result for _ in call.outputs) if call.several else result

@@ -74,7 +74,7 @@ def like(walk: Walk, call: Call) -> Value:
         for mine, theirs in zip(own, other.axes):
             if mine is not None and mine.size == theirs.size:
                 walk.unify(call, mine, theirs)
-        return Value(other.axes, value.origin)
+        return value.moved(other.axes)
     axes = reshape(walk, call, value.axes, call.shape, [-1] * len(call.shape))
     for mine, theirs in zip(axes, other.axes):
         walk.unify(call, mine, theirs)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from setpoint.wiring.axes import Axis, concatenation, pin
 from setpoint.wiring.calls import Call, Constraint, Value
-from setpoint.wiring.rules.elementwise import broadcast, merged_origin
+from setpoint.wiring.rules.elementwise import broadcast, merged
 from setpoint.wiring.sizes import Constant, Operation, SizeOf
 from setpoint.wiring.walk import Walk, fresh, rule
 
@@ -44,7 +44,7 @@ def cat(walk: Walk, call: Call) -> Value:
                 walk.unify(call, mine, theirs)
     axes = list(values[0].axes)
     axes[dim] = concatenation([v.axes[dim] for v in values])
-    return Value(tuple(axes), merged_origin(values))
+    return merged(axes, values)
 
 
 @rule("stack")
@@ -53,7 +53,7 @@ def stack(walk: Walk, call: Call) -> Value:
     axes = broadcast(walk, call, call.values)
     (added,) = fresh([len(call.values)], "numbers the tensors of a stack", call.module)
     axes.insert(int(call["dim"]) % (len(axes) + 1), added)
-    return Value(tuple(axes), merged_origin(call.values))
+    return merged(axes, call.values)
 
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk")
@@ -174,3 +174,20 @@ def embedding(walk: Walk, call: Call) -> Value:
     pin(weight.axes[0], "vocabulary", call.module)
     walk.use(call, weight, [weight.axes[1]], "produces")
     return Value((*numbers.axes, weight.axes[1]))
+
+
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(walk: Walk, call: Call) -> Value | tuple[Value | None, ...]:
+    """Rows are picked by number and summed, averaged or compared, each column alone."""
+    weight = call["weight"]
+    pin(weight.axes[0], "vocabulary", call.module)
+    walk.use(call, weight, [weight.axes[1]], "produces")
+    result = Value((*fresh(call.shape[:1], "a number of bags", call.module), weight.axes[1]))
+    others = (None if o is None else walk.opaque(o.shape, "numbers of bags", call.module) for o in call.outputs[1:])
+    return (result, *others) if call.several else result
+
+
+@rule("embedding_renorm")
+def embedding_renorm(walk: Walk, call: Call) -> Value | tuple[Value | None, ...]:
+    """Rows are scaled down in place where their norm is above a bound."""
+    return walk.refuse(call, "the norm over it is bounded by max_norm")
