@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from setpoint.recipes.models import build_model, example_input, model_names
+from setpoint.recipes.models.densenet import DenseNet
 from setpoint.recipes.models.resnet import ResNet
 from setpoint.recipes.models.wideresnet import WideResNet
 
@@ -31,10 +33,30 @@ def test_weights_without_biases(name: str, shape: tuple[int, int, int], expected
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("resnet20", 0.27), ("resnet32", 0.47), ("resnet56", 0.86), ("vgg16", 14.72), ("wideresnet16-4", 2.75)],
+    [
+        ("resnet20", 0.27),
+        ("resnet32", 0.47),
+        ("resnet56", 0.86),
+        ("vgg16", 14.72),
+        ("wideresnet16-4", 2.75),
+        ("mobilenetv2", 2.24),
+        ("densenet40", 1.02),
+    ],
 )
 def test_parameters_are_those_of_the_papers(name: str, millions: float) -> None:
     assert parameters(build_model(name, shape=CIFAR, classes=10)) / 1e6 == pytest.approx(millions, abs=5e-3)
+
+
+def test_resnet50_has_two_stems() -> None:
+    with torch.device("meta"):
+        large = build_model("resnet50", shape=(3, 224, 224), classes=1000)
+        small = build_model("resnet50", shape=CIFAR, classes=1000)
+        inputs = torch.empty(1, 3, 224, 224)
+    assert parameters(large) == 25_557_032
+    assert parameters(large) - parameters(small) == 64 * 3 * (7 * 7 - 3 * 3)
+    with FlopCounterMode(display=False) as counter:
+        large(inputs)
+    assert counter.get_total_flops() == pytest.approx(2 * 4.09e9, rel=2e-3)
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
@@ -47,7 +69,9 @@ def test_every_model_maps_images_to_logits_and_trains(name: str, shape: tuple[in
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet300", "convnet", "resnet20", "wideresnet16-4"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "lenet300", "convnet", "resnet20", "wideresnet16-4", "resnet50", "mobilenetv2", "densenet40"]
+)
 def test_digits_are_large_enough(name: str) -> None:
     assert build_model(name, shape=DIGITS, classes=10)(torch.randn(2, *DIGITS)).shape == (2, 10)
 
@@ -81,7 +105,8 @@ def test_initial_weights_follow_from_the_global_seed(name: str) -> None:
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_width_multiplies_hidden_layers(name: str) -> None:
-    usual, double = (build_model(name, shape=CIFAR, classes=10, width=width) for width in (None, 2))
+    with torch.device("meta"):
+        usual, double = (build_model(name, shape=CIFAR, classes=10, width=width) for width in (None, 2))
     ratios = []
     for (_, small), (_, large) in zip(usual.named_parameters(), double.named_parameters(), strict=True):
         ratios.append(large.numel() / small.numel())
@@ -97,6 +122,9 @@ def test_names_can_be_read_in_a_report() -> None:
         "resnet20": "layer2.0.shortcut.conv",
         "wideresnet16-4": "layer3.1.conv2",
         "vgg16": "features.conv5_3",
+        "resnet50": "layers.3.0.shortcut.conv",
+        "mobilenetv2": "blocks.16.layers",
+        "densenet40": "blocks.4.11.conv",
     }
     for name, module in names.items():
         assert module in dict(build_model(name, shape=CIFAR, classes=10, width=0.25).named_modules())
@@ -120,6 +148,8 @@ def test_what_is_not_possible_is_refused() -> None:
             build_model("resnet20", shape=CIFAR, classes=10, width=width)
     with pytest.raises(ValueError, match="depth 21 was asked for; 6n"):
         ResNet(CIFAR, 10, depth=21)
+    with pytest.raises(ValueError, match="depth 41 was asked for; 3n"):
+        DenseNet(CIFAR, 10, depth=41)
     with pytest.raises(ValueError, match="depth 4 was asked for; 6n"):
         WideResNet(CIFAR, 10, depth=4, widening=4)
 

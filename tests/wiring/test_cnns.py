@@ -7,6 +7,8 @@ from torch import nn
 from wiring_oddities import ChannelConvolution, ConvNextBlock
 
 from setpoint.recipes.models import build_model
+from setpoint.recipes.models.bottleneck import BottleneckResNet
+from setpoint.recipes.models.densenet import DenseNet
 from setpoint.wiring import check, derive
 
 
@@ -27,13 +29,18 @@ CASES = {
     "wideresnet": (*recipe("wideresnet16-4", 8, 0.125), [2, 8, 8, 8, 16, 16, 16, 32, 32, 32]),
     # The padded stages are pinned, the insides of the blocks are free.
     "padded shortcuts": (nets.PaddedResNet, (3, 8, 8), [8, 16, 16, 32]),
-    "bottleneck": (nets.BottleneckResNet, (3, 16, 16), [8, 4, 4, 16, 4, 4, 8, 8, 32, 8, 8]),
+    "bottleneck": (
+        lambda: BottleneckResNet((3, 16, 16), 5, (2, 2), 0.125), (3, 16, 16), [8, 8, 8, 32, 8, 8, 16, 16, 64, 16, 16],
+    ),
+    "large bottleneck": (lambda: BottleneckResNet((3, 64, 64), 5, (1,), 0.125), (3, 64, 64), [8, 8, 8, 32]),
     # Whole groups of the grouped convolution, and channels inside all its groups at once, before and after.
     "grouped bottleneck": (
-        lambda: nets.BottleneckResNet(6, (2,), groups=3), (3, 16, 16), [12, 3, 2, 2, 24, 3, 2, 2],
+        lambda: BottleneckResNet((3, 16, 16), 5, (2,), 6 / 64, groups=3), (3, 16, 16), [6, 3, 2, 2, 24, 3, 2, 2],
     ),
-    "mobilenet": (nets.MobileNet, (3, 8, 8), [8, 24, 24, 4, 12]),
-    "densenet": (nets.DenseNet, (3, 6, 6), [6, 4, 4, 4, 9]),
+    "inverted residuals": (nets.inverted_residuals, (3, 8, 8), [6, 8, 24, 24, 12]),
+    "channel attention": (nets.Squeezed, (3, 8, 8), [8, 4, 12]),
+    # Six layers put 4 channels each behind the first 5; transitions have all that there are.
+    "densenet": (lambda: DenseNet((3, 8, 8), 5, 10, width=1 / 3), (3, 8, 8), [5, *[4] * 6, 13, 21]),
     "unet": (nets.UNet, (1, 8, 8), [4, 6, 8, 5, 7]),
     # Four groups come in, (4 x 2) channels of each go out; after the shuffle four others are groups.
     "shuffles": (nets.Shuffled, (3, 4, 4), [4, 4, 4, 2, 4, 3]),

@@ -7,17 +7,22 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from wiring_cnns import BottleneckResNet, MobileNet
+from wiring_cnns import inverted_residuals
 from wiring_oddities import Pair
 
+from setpoint.recipes.models.bottleneck import BottleneckResNet
 from setpoint.wiring import Wiring, check, derive
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+def bottlenecks():
+    return BottleneckResNet((3, 16, 16), 5, (1, 1), 0.125)
+
+
 def test_deriving_leaves_the_model_as_it_was():
-    model = BottleneckResNet().train()
+    model = bottlenecks().train()
     model.conv1.weight.requires_grad_(False)
     model.layers[1].eval()
     before = {name: (id(t), t._version, t.clone()) for name, t in model.state_dict(keep_vars=True).items()}
@@ -36,43 +41,47 @@ def test_deriving_leaves_the_model_as_it_was():
 
 
 def test_flags_dtypes_and_memory_formats_are_kept():
-    model = MobileNet().to(torch.bfloat16).to(memory_format=torch.channels_last)
-    model.stem[0].weight.requires_grad_(False)
+    model = inverted_residuals().to(torch.bfloat16).to(memory_format=torch.channels_last)
+    model[0].weight.requires_grad_(False)
     wiring = derive(model, IMAGES.to(torch.bfloat16))
-    old = model.blocks[0].conv[0].weight
-    wiring.resize(model, {"stem.0": torch.tensor([7, 1, 2]), "blocks.0.conv.0": torch.arange(5)})
-    new = model.blocks[0].conv[0].weight
+    old = model[2].layers[0].weight
+    wiring.resize(
+        model, {"0": torch.tensor([4, 1]), "1.layers.3": torch.tensor([3, 1, 2]), "2.layers.0": torch.arange(5)}
+    )
+    new = model[2].layers[0].weight
     assert new is not old
     assert isinstance(new, nn.Parameter)
     assert new.dtype == torch.bfloat16
-    assert torch.equal(new, old[:5][:, [7, 1, 2]])
-    assert not model.stem[0].weight.requires_grad
+    assert torch.equal(new, old[:5][:, [3, 1, 2]])
+    assert not model[0].weight.requires_grad
     assert new.requires_grad
-    assert model.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
-    depthwise, norm = model.blocks[0].conv[3], model.blocks[0].conv[4]
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    depthwise, norm = model[2].layers[3], model[2].layers[4]
     assert (depthwise.groups, depthwise.in_channels, depthwise.out_channels) == (5, 5, 5)
     assert norm.num_features == len(norm.running_mean) == 5
     assert model(IMAGES.to(torch.bfloat16)).shape == (2, 5)
 
 
 def test_a_resized_model_can_be_derived_trained_and_reloaded():
-    model = BottleneckResNet()
-    derive(model, IMAGES).resize(model, {"conv1": torch.tensor([0, 1, 1, 5]), "layers.0.conv3": torch.arange(10)})
+    model = bottlenecks()
+    derive(model, IMAGES).resize(
+        model, {"conv1": torch.tensor([0, 1, 1, 5]), "layers.0.0.shortcut.conv": torch.arange(10)}
+    )
     wiring = derive(model, IMAGES)
-    assert (wiring["conv1"].size, wiring["layers.0.conv3"].size) == (4, 10)
+    assert (wiring["conv1"].size, wiring["layers.0.0.shortcut.conv"].size) == (4, 10)
     check(model, wiring, IMAGES)
     model(IMAGES).sum().backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
     other = copy.deepcopy(model)
     other.load_state_dict(model.state_dict())
-    assert "setpoint" not in {type(m).__module__.split(".")[0] for m in model.modules()}
+    assert [type(m) for m in model.modules()] == [type(m) for m in bottlenecks().modules()]
 
 
 def test_a_wiring_holds_no_model_and_can_be_stored():
-    wiring = pickle.loads(pickle.dumps(derive(MobileNet(), IMAGES)))
+    wiring = pickle.loads(pickle.dumps(derive(inverted_residuals(), IMAGES)))
     assert isinstance(wiring, Wiring)
-    model = MobileNet()
-    wiring.resize(model, {"stem.0": torch.arange(3)})
+    model = inverted_residuals()
+    wiring.resize(model, {"0": torch.arange(3)})
     assert model(IMAGES).shape == (2, 5)
 
 
@@ -135,7 +144,7 @@ def test_the_check_finds_a_wrong_wiring(fault):
 
 
 def test_the_check_leaves_the_model_and_the_generator_alone():
-    model = BottleneckResNet()
+    model = bottlenecks()
     before = copy.deepcopy(model.state_dict())
     torch.manual_seed(3)
     expected = torch.rand(3)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from setpoint.recipes.models.mobilenet import InvertedResidual
+
 
 class PaddedBlock(nn.Module):
     """A residual block whose shortcut subsamples and pads channels with zeros."""
@@ -35,47 +37,6 @@ class PaddedResNet(nn.Module):
         return self.fc(F.avg_pool2d(x, x.size(3)).view(x.size(0), -1))
 
 
-class Bottleneck(nn.Module):
-    def __init__(self, inputs: int, width: int, outputs: int, stride: int, groups: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        y += x if self.downsample is None else self.downsample(x)
-        return self.relu(y)
-
-
-class BottleneckResNet(nn.Module):
-    """As torchvision writes it; (4 blocks, widths times `width`) by default."""
-
-    def __init__(self, width: int = 4, depths: tuple[int, ...] = (2, 2), groups: int = 1, classes: int = 5) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 2 * width, 7, 2, 3, bias=False), nn.BatchNorm2d(2 * width)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        layers, inputs = [], 2 * width
-        for stage, depth in enumerate(depths):
-            for block in range(depth):
-                inner = width * 2**stage
-                layers.append(Bottleneck(inputs, inner, 4 * inner, 2 if stage and not block else 1, groups))
-                inputs = 4 * inner
-        self.layers = nn.Sequential(*layers)
-        self.avgpool, self.fc = nn.AdaptiveAvgPool2d((1, 1)), nn.Linear(inputs, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layers(self.maxpool(F.relu(self.bn1(self.conv1(x)))))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
-
-
 class Squeeze(nn.Module):
     """Channel attention, as in MobileNetV3 and EfficientNet."""
 
@@ -87,52 +48,25 @@ class Squeeze(nn.Module):
         return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
 
 
-class Inverted(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, squeeze: bool) -> None:
-        super().__init__()
-        inner = inputs * 3
-        self.conv = nn.Sequential(
-            nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU6(inplace=True),
-            nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False), nn.BatchNorm2d(inner), nn.Hardswish(),
-            Squeeze(inner) if squeeze else nn.Identity(),
-            nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs),
-        )  # fmt: skip
-        self.residual = stride == 1 and inputs == outputs
+class Squeezed(nn.Module):
+    """A depthwise convolution whose channels are weighted by all of them."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.residual else self.conv(x)
-
-
-class MobileNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.SiLU())
-        self.blocks = nn.Sequential(Inverted(8, 8, 1, False), Inverted(8, 12, 2, True))
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(12, 5))
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.squeeze = nn.Conv2d(8, 8, 3, 1, 1, groups=8), Squeeze(8)
+        self.head = nn.Sequential(nn.Conv2d(8, 12, 1), nn.Hardswish(), nn.Dropout(0.2))
+        self.fc = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)))
+        x = F.silu(self.norm(self.stem(x)))
+        return self.fc(self.head(x + self.squeeze(self.depthwise(x))).amax((2, 3)))
 
 
-class DenseLayer(nn.Module):
-    def __init__(self, inputs: int, growth: int) -> None:
-        super().__init__()
-        self.bn, self.conv = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, growth, 3, 1, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.conv(F.relu(self.bn(x)))], 1)
-
-
-class DenseNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3, 1, 1)
-        self.dense = nn.Sequential(*(DenseLayer(6 + 4 * i, 4) for i in range(3)))
-        self.transition = nn.Conv2d(18, 9, 1)
-        self.fc = nn.Linear(9, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(F.avg_pool2d(self.transition(self.dense(self.conv(x))), 2).amax((2, 3)))
+def inverted_residuals() -> nn.Sequential:
+    """Blocks that do not expand, that add to what they read, and that stride."""
+    blocks = InvertedResidual(6, 8, 1, 1), InvertedResidual(8, 8, 3, 1), InvertedResidual(8, 12, 3, 2)
+    return nn.Sequential(nn.Conv2d(3, 6, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
 
 
 class UNet(nn.Module):

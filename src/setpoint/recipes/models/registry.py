@@ -5,10 +5,13 @@ from importlib import import_module
 
 from torch import nn
 
+from setpoint.recipes.models.bottleneck import BottleneckResNet
 from setpoint.recipes.models.convnet import ConvNet
+from setpoint.recipes.models.densenet import DenseNet
 from setpoint.recipes.models.gpt import GPT
 from setpoint.recipes.models.lenet import LeNet5
 from setpoint.recipes.models.mlp import Perceptron
+from setpoint.recipes.models.mobilenet import MobileNetV2
 from setpoint.recipes.models.resnet import ResNet
 from setpoint.recipes.models.shapes import Shape, scale_width
 from setpoint.recipes.models.vgg import VGG16
@@ -44,8 +47,11 @@ _BUILDERS: dict[str, Builder] = {
     "resnet20": _resnet(20),
     "resnet32": _resnet(32),
     "resnet56": _resnet(56),
+    "resnet50": lambda shape, classes, width: BottleneckResNet(shape, classes, width=width),
     "vgg16": VGG16,
     "wideresnet16-4": lambda shape, classes, width: WideResNet(shape, classes, 16, 4, width),
+    "mobilenetv2": MobileNetV2,
+    "densenet40": lambda shape, classes, width: DenseNet(shape, classes, 40, width=width),
 }
 _TEXT_BUILDERS: dict[str, TextBuilder] = {"gpt": _gpt(depth=4, heads=4, head_width=32)}
 
