@@ -46,8 +46,9 @@ class Sparsifier:
         steps: how many optimizer steps the run will take.
         schedule: the phases and the path between them.
         include, exclude: globs on parameter names: see `setpoint.units.select`.
-        example_inputs: what the model is called with: a tensor, or a tuple of arguments. Needed for units that cross
-            layers, whose parts are derived from a forward pass on fake tensors, and for targets in FLOPs.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of them by name. Needed
+            for units that cross layers, whose parts are derived from a forward pass on fake tensors, and for targets in
+            FLOPs.
         floor: units that no layer may lose under any budget.
         nonfinite: what happens on a step whose gradients are not finite: `"skip"` it with a warning, or `"raise"`.
 

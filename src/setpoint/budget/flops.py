@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, product
+from math import isclose, prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from setpoint.budget.whole import WholeCost, parameter_sizes
+from setpoint.inputs import call_arguments
 from setpoint.units import Layer, plain_name
 from setpoint.wiring import Wiring
 
@@ -54,22 +58,36 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def count_flops(model: nn.Module, example_inputs: Any) -> tuple[dict[str, int], int]:
     """Operations of one forward pass in evaluation mode, a multiplication and an addition counting two.
 
-    Counted on the meta device, so that nothing is computed and attention is counted as well.
+    Counted with fake tensors on the meta device, so that nothing is computed and attention is counted as well.
 
     Args:
         model: not changed.
-        example_inputs: a tensor, or a tuple of arguments.
+        example_inputs: a tensor, a tuple of arguments, or a dict of them by name.
 
     Returns:
         By the name of the weight that is multiplied with; and those between activations, as in attention.
     """
-    twin = copy.deepcopy(model).to("meta").eval()
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    inputs = _pytree.tree_map_only(Tensor, lambda t: t.to("meta"), inputs)
+    # Plain meta tensors would do, but models that look at values leave that to be when they meet fake ones.
+    mode = FakeTensorMode()
+    twin = _copied(model, lambda t: mode.from_tensor(_on_meta(t))).eval()
+    args, kwargs = _pytree.tree_map_only(
+        Tensor, lambda t: mode.from_tensor(_on_meta(t)), call_arguments(example_inputs)
+    )
     counter = _Counter({p.untyped_storage()._cdata: name for name, p in twin.named_parameters()})
-    with counter:
-        twin(*inputs)
+    with mode, torch.device("meta"), counter:
+        twin(*args, **kwargs)
     return dict(counter.by_parameter), counter.rest
+
+
+def _copied(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy with other parameters and buffers; shared ones stay shared, as they do not when a module is moved."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): convert(tensor) for tensor in tensors})
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    moved = tensor.detach().to("meta")
+    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
 
 
 def flops_per_entry(model: nn.Module, layers: Sequence[Layer], example_inputs: Any) -> dict[str, float]:
@@ -89,36 +107,82 @@ def flops_of_widths(model: nn.Module, wiring: Wiring, groups: Sequence[str], exa
     """Operations of a forward pass by the number of units that stay in each group.
 
     Those of a weight are in proportion to its size. Those between activations are in proportion to the units of one
-    group each (attention's to its heads), which is measured group by group.
+    group each (attention's to its heads), or of several that are factors of one axis (keys shared by queries), which
+    is measured.
 
     Args:
         model: that the wiring was derived from.
         wiring: its axes.
         groups: names of the groups whose widths change, in the order in which widths are given.
         example_inputs: what one forward pass is; its batch counts.
+
+    Raises:
+        ValueError: if the operations depend on the widths in another way.
     """
     by_parameter, rest = count_flops(model, example_inputs)
     fixed, changing = parameter_sizes(model, wiring, groups)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     constant = float(sum(flops for name, flops in by_parameter.items() if name in fixed))
     moving = [(by_parameter[name] / sizes[name], size) for name, size in changing.items() if name in by_parameter]
-    slopes = _slopes(model, wiring, groups, example_inputs, rest) if rest else [0.0] * len(groups)
-    full = [wiring[name].size for name in groups]
+    full = {name: wiring[name].size for name in groups}
+    resized = _Resized(model, wiring, example_inputs)
+    between = _between(resized, wiring, full, rest)
 
     def cost(widths: Sequence[int]) -> float:
         by_name = dict(zip(groups, widths))
-        between = rest - sum(slope * (n - width) for slope, n, width in zip(slopes, full, widths))
-        return constant + between + sum(each * size(by_name) for each, size in moving)
+        gone = {name: by_name[name] - size for name, size in full.items()}
+        activations = sum(each * prod(gone[name] for name in part) for part, each in between.items())
+        return constant + activations + sum(each * size(by_name) for each, size in moving)
 
+    half = {name: -(-size // 2) for name, size in full.items()}
+    if not isclose(cost(list(half.values())), sum(resized(half)), rel_tol=1e-9):
+        raise ValueError(
+            f"the operations of a forward pass cannot be told from the widths of {', '.join(groups)}, which several "
+            "tensors may multiply: a target in FLOPs would be missed; possible: a target in params, or leave groups "
+            "out by exclude="
+        )
     return cost
 
 
-def _slopes(model: nn.Module, wiring: Wiring, groups: Sequence[str], inputs: Any, rest: int) -> list[float]:
-    """What one unit of each group adds to the operations between activations."""
-    slopes = []
-    for name in groups:
-        size = wiring[name].size
-        twin = copy.deepcopy(model).to("meta")
-        wiring.resize(twin, {name: torch.arange(size - 1) if size > 1 else torch.arange(1)})
-        slopes.append(float(rest - count_flops(twin, inputs)[1]))
-    return slopes
+class _Resized:
+    """Counts the operations of the model at other widths: those with parameters, and those between activations."""
+
+    def __init__(self, model: nn.Module, wiring: Wiring, inputs: Any) -> None:
+        self._meta, self._wiring, self._inputs = _copied(model, _on_meta), wiring, inputs
+
+    def __call__(self, widths: Mapping[str, int]) -> tuple[int, int]:
+        twin = copy.deepcopy(self._meta)
+        self._wiring.resize(twin, {name: torch.arange(width) for name, width in widths.items()})
+        by_parameter, rest = count_flops(twin, self._inputs)
+        return sum(by_parameter.values()), rest
+
+
+def _between(resized: _Resized, wiring: Wiring, full: Mapping[str, int], rest: int) -> dict[frozenset[str], int]:
+    """Operations between activations, measured where one unit has gone: by groups, those of each unit of all of them.
+
+    What is said of several groups comes on top of what is said of fewer.
+    """
+    wide = [name for name, size in full.items() if size > 1]
+
+    def one_less(names: Iterable[str]) -> int:
+        return resized({name: full[name] - 1 for name in names})[1]
+
+    parts = [frozenset[str]()]
+    if rest and one_less(wide) != rest:
+        parts += dict.fromkeys(frozenset(part) for part in _multiplied(wiring, wide))
+    measured = {part: one_less(part) if part else rest for part in parts}
+    terms = {part: sum((-1) ** len(less) * measured[less] for less in measured if less <= part) for part in parts}
+    return {part: each for part, each in terms.items() if each}
+
+
+def _multiplied(wiring: Wiring, groups: Collection[str]) -> Iterator[tuple[str, ...]]:
+    """Each group alone, and in all combinations those of different factors of one axis."""
+    yield from ((name,) for name in groups)
+    layouts = [layout for axes in wiring.layouts.values() for layout in axes]
+    while layouts:
+        layout = layouts.pop()
+        layouts += [*layout.factors, *layout.parts]
+        factors = [[name for name in factor.groups if name in groups] for factor in layout.factors]
+        for count in range(2, len(factors) + 1):
+            for chosen in combinations(factors, count):
+                yield from product(*chosen)

@@ -18,6 +18,7 @@ from torch.utils import _pytree
 
 from setpoint.budget.operations import Operation, Size, operations_of
 from setpoint.budget.timing import medians
+from setpoint.inputs import call_arguments
 from setpoint.wiring import Wiring
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,7 @@ class LatencyOfWidths:
         self._wiring, self._groups = wiring, tuple(groups)
         self._full = tuple(wiring[name].size for name in groups)
         self.device = _device(model, device)
-        inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        self._inputs = tuple(_pytree.tree_map_only(Tensor, lambda t: t.detach().to(self.device), inputs))
+        self._inputs = _pytree.tree_map_only(Tensor, lambda t: t.detach().to(self.device), example_inputs)
         self._twin = copy.deepcopy(model).to("meta").eval()
         here = copy.deepcopy(model).to(self.device).eval()
         self._tables = _tables(operations_of(here, wiring, groups, self._inputs), self._widths(self._full), self.device)
@@ -174,8 +174,9 @@ class LatencyOfWidths:
     def _measured(self, *several: Sequence[int]) -> list[float]:
         """Latencies of models of some widths, timed in turns."""
         models = [self._model(widths) for widths in several]
+        args, kwargs = call_arguments(self._inputs)
         with torch.no_grad():
-            works = [lambda model=model: model(*self._inputs) for model in models]
+            works = [lambda model=model: model(*args, **kwargs) for model in models]
             return _agreed(medians(works, self.device, seconds=_SECONDS_MODEL), self.device)
 
     def _model(self, widths: Sequence[int]) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from setpoint.inputs import call_arguments
 from setpoint.wiring import Wiring
 
 
@@ -122,9 +123,7 @@ def _described(leaf: Any) -> Any:
 
 
 @torch.no_grad()
-def operations_of(
-    model: nn.Module, wiring: Wiring, groups: Sequence[str], inputs: tuple[Any, ...]
-) -> tuple[Operation, ...]:
+def operations_of(model: nn.Module, wiring: Wiring, groups: Sequence[str], inputs: Any) -> tuple[Operation, ...]:
     """The operations of a forward pass, their sizes as functions of the groups' widths.
 
     Found by running the model once as it is, and once with a unit less in each group.
@@ -133,7 +132,7 @@ def operations_of(
         model: in evaluation mode; not changed.
         wiring: its axes.
         groups: whose widths change.
-        inputs: what it is called with, on its device.
+        inputs: what it is called with, on its device: a tensor, a tuple of arguments, or a mapping of them by name.
 
     Raises:
         ValueError: if the model does something else once a group has a unit less.
@@ -154,10 +153,11 @@ def operations_of(
     )
 
 
-def _record(model: nn.Module, inputs: tuple[Any, ...]) -> list[Operation]:
+def _record(model: nn.Module, inputs: Any) -> list[Operation]:
     recorder = _Recorder()
+    args, kwargs = call_arguments(inputs)
     with recorder:
-        model(*inputs)
+        model(*args, **kwargs)
     return recorder.calls
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
-from setpoint.deploy.running import as_arguments, difference, outputs_of
+from setpoint.deploy.running import difference, outputs_of
+from setpoint.inputs import call_arguments
 from setpoint.sparsifier import Sparsifier
 from setpoint.units import COUPLED, layer_of, unwrap
 from setpoint.wiring import Wiring, derive
@@ -28,8 +30,8 @@ def compact(source: Sparsifier | nn.Module, example_inputs: Any = None) -> nn.Mo
     Args:
         source: a run that is frozen, with units that cross layers (`unit="channel"`, `"neuron"`, `"head"`); or a model,
             such as one that was loaded, of which all such units go that are zero in every parameter they reach into.
-        example_inputs: as the model is called: a tensor, or a tuple of arguments. If given, the outputs of both models
-            on them are compared, in evaluation mode. A model needs them, to derive the units.
+        example_inputs: as the model is called: a tensor, a tuple of arguments, or a dict of them by name. If given, the
+            outputs of both models on them are compared, in evaluation mode. A model needs them, to derive the units.
 
     Raises:
         ValueError: for a run that is not frozen, or whose units leave the shapes as they are; for a model without
@@ -59,7 +61,7 @@ def _of_model(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, Wiring,
     if example_inputs is None:
         raise ValueError("pass example_inputs=, what the model is called with, to derive which units it has")
     model = unwrap(model)
-    wiring = derive(model, as_arguments(example_inputs))
+    wiring = derive(model, *call_arguments(example_inputs))
     return model, wiring, living_units(model, wiring)
 
 
@@ -80,11 +82,16 @@ def living_units(model: nn.Module, wiring: Wiring, kinds: Collection[str] | None
 def compare_outputs(model: nn.Module, small: nn.Module, example_inputs: Any) -> None:
     """Check that two models compute the same, in evaluation mode.
 
+    Where outputs differ, float64 tells a fault from rounding, which grows with depth and in lower precision.
+
     Raises:
-        RuntimeError: if an output differs by more than 1e-5 of its largest entry.
+        RuntimeError: if an output differs by more than 1e-5 of its largest entry, in float64 as well.
     """
-    inputs = as_arguments(example_inputs)
-    off = difference(outputs_of(model, inputs), outputs_of(small, inputs))
+    off = difference(outputs_of(model, example_inputs), outputs_of(small, example_inputs))
+    if off > _TOLERANCE:
+        inputs = _pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example_inputs)
+        one, other = copy.deepcopy(model).double(), copy.deepcopy(small).double()
+        off = difference(outputs_of(one, inputs), outputs_of(other, inputs))
     if off > _TOLERANCE:
         raise RuntimeError(
             f"the smaller model's outputs differ from the masked one's by {off:.2g} of their size: please report "

@@ -17,7 +17,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree
 
 from setpoint.claims import holders
-from setpoint.deploy.running import as_arguments, difference, evaluating, outputs_of, rebatch, tensors_in
+from setpoint.deploy.running import difference, evaluating, outputs_of, rebatch, tensors_in
+from setpoint.inputs import call_arguments
 from setpoint.sparsifier import Sparsifier
 from setpoint.units import unwrap
 
@@ -38,7 +39,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any, 
     Args:
         model: in ordinary modules; compiled and data-parallel ones are seen through.
         path: of the file, `.onnx` or `.pt2`. A file that is there is replaced once the new one is found right.
-        example_inputs: as the model is called: a tensor, or a tuple of arguments.
+        example_inputs: as the model is called: a tensor, a tuple of arguments, or a dict of them by name.
         dynamic_batch: leave the size of the first axis of all tensors among the inputs open. Without it the file is for
             inputs of exactly the shapes given.
 
@@ -52,7 +53,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any, 
         RuntimeError: if the outputs differ; nothing is left then.
         FileNotFoundError: if the folder does not exist.
     """
-    model, path, inputs = unwrap(model), Path(path), as_arguments(example_inputs)
+    model, path, inputs = unwrap(model), Path(path), example_inputs
     if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"{path} is of no kind that can be written; possible: .onnx (ONNX), .pt2 (torch.export)")
     if not path.parent.is_dir():
@@ -92,9 +93,11 @@ class OnnxModel:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._names = [entry.name for entry in self._session.get_inputs()]
 
-    def __call__(self, *inputs: Any) -> list[Tensor]:
+    def __call__(self, *inputs: Any, **by_name: Any) -> list[Tensor]:
         """The outputs, in order."""
-        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in zip(self._names, tensors_in(inputs))}
+        unnamed = iter(tensors_in(inputs))
+        tensors = {name: by_name[name] if name in by_name else next(unnamed) for name in self._names}
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         return [torch.as_tensor(array) for array in self._session.run(None, arrays)]
 
 
@@ -119,7 +122,7 @@ def _require_onnx() -> None:
         ) from error
 
 
-def _trace(model: nn.Module, inputs: tuple[Any, ...], dynamic_batch: bool) -> ExportedProgram:
+def _trace(model: nn.Module, inputs: Any, dynamic_batch: bool) -> ExportedProgram:
     shapes = None
     if dynamic_batch:
         sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors_in(inputs)}
@@ -131,10 +134,13 @@ def _trace(model: nn.Module, inputs: tuple[Any, ...], dynamic_batch: bool) -> Ex
         # A batch of one is taken for a constant.
         inputs = rebatch(inputs, max(2, *sizes))
         batch = Dim("batch")
-        shapes = _pytree.tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, inputs)
+        shapes = _pytree.tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, call_arguments(inputs))
+    args, kwargs = call_arguments(inputs)
+    # By name where there are names, else by position.
+    dynamic = None if shapes is None else shapes[1] or shapes[0]
     try:
         with evaluating(model), torch.no_grad(), _quiet():
-            return torch.export.export(model, inputs, dynamic_shapes=shapes)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
     except Exception as error:
         hint = "; if its batch size is fixed: dynamic_batch=False" if dynamic_batch else ""
         raise ValueError(f"torch.export cannot trace the model with these inputs{hint}: {error}") from error
@@ -155,12 +161,13 @@ def _write_program(program: ExportedProgram, path: Path) -> None:
 def _read_program(path: Path) -> Run:
     with _quiet():
         module = torch.export.load(path).module()
-    return torch.no_grad()(lambda *inputs: tensors_in(module(*inputs)))
+    return torch.no_grad()(lambda *inputs, **by_name: tensors_in(module(*inputs, **by_name)))
 
 
-def _check_same(model: nn.Module, run: Run, batches: list[tuple[Any, ...]], path: Path) -> None:
+def _check_same(model: nn.Module, run: Run, batches: list[Any], path: Path) -> None:
     for inputs in batches:
-        expected, found = outputs_of(model, inputs), run(*inputs)
+        args, kwargs = call_arguments(inputs)
+        expected, found = outputs_of(model, inputs), run(*args, **kwargs)
         coarsest = max((torch.finfo(t.dtype).eps for t in expected if t.is_floating_point()), default=0.0)
         off, allowed = difference(expected, found), max(_TOLERANCE, _STEPS * coarsest)
         if off > allowed:

@@ -16,7 +16,8 @@ from torch.utils import _pytree
 
 from setpoint.budget import count_flops
 from setpoint.deploy.export import OnnxModel, export
-from setpoint.deploy.running import as_arguments, evaluating, tensors_in
+from setpoint.deploy.running import evaluating, tensors_in
+from setpoint.inputs import call_arguments
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def measure(
 
     Args:
         models: by name, on one device.
-        example: one example without the batch dimension: a tensor, or a tuple of the arguments' tensors.
+        example: one example without the batch dimension: a tensor, a tuple of arguments, or a dict of them by name.
         batches: sizes of the batches to time.
         repeats: passes of each model at each size, after three to warm up.
         onnx: time them as ONNX models as well, in onnxruntime on the CPU, with as many threads as torch has.
@@ -86,13 +87,13 @@ def measure(
         }
 
 
-def _as_onnx(models: Mapping[str, nn.Module], inputs: tuple[Any, ...]) -> dict[str, OnnxModel]:
+def _as_onnx(models: Mapping[str, nn.Module], inputs: Any) -> dict[str, OnnxModel]:
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{i}.onnx" for i, name in enumerate(models)}
         return {name: OnnxModel(export(model, paths[name], inputs)) for name, model in models.items()}
 
 
-def _flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+def _flops(model: nn.Module, inputs: Any) -> int:
     try:
         by_parameter, rest = count_flops(model, inputs)
     except RuntimeError as error:
@@ -102,25 +103,23 @@ def _flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     return sum(by_parameter.values()) + rest
 
 
-def _batch(example: Any, size: int, device: torch.device | str = "cpu") -> tuple[Any, ...]:
-    batched = _pytree.tree_map_only(
-        Tensor, lambda t: t.to(device).unsqueeze(0).expand(size, *t.shape), as_arguments(example)
-    )
-    return tuple(batched)
+def _batch(example: Any, size: int, device: torch.device | str = "cpu") -> Any:
+    return _pytree.tree_map_only(Tensor, lambda t: t.to(device).unsqueeze(0).expand(size, *t.shape), example)
 
 
-def _latencies(models: Mapping[str, Callable[..., Any]], inputs: tuple[Any, ...], repeats: int) -> dict[str, float]:
+def _latencies(models: Mapping[str, Callable[..., Any]], inputs: Any, repeats: int) -> dict[str, float]:
+    args, kwargs = call_arguments(inputs)
     times: dict[str, list[float]] = {name: [] for name in models}
     for i in range(repeats + 3):
         for name, model in models.items():
             since = _now(inputs)
-            model(*inputs)
+            model(*args, **kwargs)
             if i >= 3:
                 times[name].append(_now(inputs) - since)
     return {name: 1e3 * median(taken) for name, taken in times.items()}
 
 
-def _now(inputs: tuple[Any, ...]) -> float:
+def _now(inputs: Any) -> float:
     """The time at which the device has done what it was given."""
     for tensor in tensors_in(inputs):
         if tensor.is_cuda:

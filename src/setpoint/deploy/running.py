@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from setpoint.inputs import call_arguments
+
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
@@ -25,27 +27,22 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def as_arguments(inputs: Any) -> tuple[Any, ...]:
-    """What a model is called with, as a tuple: a single tensor may stand for itself."""
-    return inputs if isinstance(inputs, tuple) else (inputs,)
-
-
 def tensors_in(tree: Any) -> list[Tensor]:
     """The tensors of nested containers, in order."""
     return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @torch.no_grad()
-def outputs_of(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def outputs_of(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     """The tensors that a model answers with, in evaluation mode."""
+    args, kwargs = call_arguments(example_inputs)
     with evaluating(model):
-        return tensors_in(model(*inputs))
+        return tensors_in(model(*args, **kwargs))
 
 
-def rebatch(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
+def rebatch(example_inputs: Any, size: int) -> Any:
     """The same inputs as a batch of another size, along the first axis: repeated from the start, or cut."""
-    rows = _pytree.tree_map_only(Tensor, lambda t: t[torch.arange(size) % len(t)] if t.dim() else t, inputs)
-    return tuple(rows)
+    return _pytree.tree_map_only(Tensor, lambda t: t[torch.arange(size) % len(t)] if t.dim() else t, example_inputs)
 
 
 def difference(ones: Sequence[Tensor], others: Iterable[Tensor]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from setpoint.inputs import call_arguments
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
 from setpoint.units.names import plain_name
@@ -33,7 +34,7 @@ def select_coupled(
         model: unwrapped.
         optimizer: must hold every parameter that the units reach into.
         unit: `"channel"` (of convolutions), `"neuron"` (between two linear layers) or `"head"` (of attention).
-        example_inputs: one tensor, or the tuple of arguments of a forward pass.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of them by name.
         include: globs on the names of groups and of the weights and biases that make their values.
         exclude: likewise.
 
@@ -43,7 +44,7 @@ def select_coupled(
     Raises:
         ValueError: if there are no such units, if a pattern matches none, or for a parameter that cannot be taken.
     """
-    wiring = derive(model, example_inputs)
+    wiring = derive(model, *call_arguments(example_inputs))
     groups = {g.name: g for g in wiring.groups if g.kind in COUPLED[unit]}
     names = {name: [name, *(s.tensor for s in g.slices if s.role == "produces")] for name, g in groups.items()}
     for argument, given in (("include", include), ("exclude", exclude)):
