@@ -4,11 +4,11 @@ import pytest
 import torch
 from rebuilding import leaves
 from torch import nn
-from wiring_cnns import BottleneckResNet
 from wiring_transformers import Decoder
 
 import setpoint
 from setpoint.deploy.compact import living_units
+from setpoint.recipes.models.bottleneck import BottleneckResNet
 from setpoint.units import layer_of
 from setpoint.wiring import derive
 
@@ -27,7 +27,11 @@ def empty(model, inputs, fraction=3):
     return left
 
 
-@pytest.mark.parametrize(("build", "inputs"), [(BottleneckResNet, IMAGES), (Decoder, TOKENS)])
+def bottlenecks():
+    return BottleneckResNet((3, 16, 16), 5, (1, 1), 0.125)
+
+
+@pytest.mark.parametrize(("build", "inputs"), [(bottlenecks, IMAGES), (Decoder, TOKENS)])
 def test_empty_units_go_and_the_outputs_stay(build, inputs, tmp_path):
     torch.manual_seed(0)
     model = build()
