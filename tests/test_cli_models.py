@@ -146,20 +146,26 @@ class Answering(nn.Linear):
         return Answer(super().forward(x))
 
 
-class Deciding(nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x if x.sum() > 0 else super().forward(x)
-
-
 def test_what_cannot_be_traced_is_measured_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     setpoint.save(Answering(3, 3), "net.safetensors")
     assert run("measure", "net.safetensors", "--shape", "3", "--repeats", "1") == 0
     assert "no smaller model: it is not known which units could be taken out" in capsys.readouterr().out
     assert "cannot trace" in complaint(capsys, "compact", "net.safetensors", "--shape", "3")
-    setpoint.save(Deciding(3, 3), "net.safetensors")
-    # torch.export says more of its own on the way.
-    assert run("measure", "net.safetensors", "--shape", "3") == 2
-    assert "error: the operations of Deciding cannot be counted" in capsys.readouterr().err
+
+
+def test_what_cannot_be_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("setpoint.deploy.measure.count_flops", refuse)
+    setpoint.save(Net(), "net.safetensors")
+    assert "the operations of Net cannot be counted: no such operator" in complaint(
+        capsys, "measure", "net.safetensors", "--shape", "5:int64"
+    )
+    # The smaller model is there all the same, and said to be.
+    assert run("compact", "net.safetensors", "--shape", "5:int64") == 2
+    assert "model: net.compact.safetensors" in capsys.readouterr().out
+    assert Path("net.compact.safetensors").exists()
 
 
 def test_runs_and_files_that_are_refused(

@@ -38,6 +38,7 @@ def compact(source: Path, *, to: Path | None = None, about: _Asked = About()) ->
         about: what a file does not say.
     """
     from setpoint.recipes.compacting import compact_file, compact_run
+    from setpoint.recipes.measuring import measure_opened
     from setpoint.reporting.costs import costs_table
 
     if source.is_dir():
@@ -46,8 +47,9 @@ def compact(source: Path, *, to: Path | None = None, about: _Asked = About()) ->
         Console().print(costs_table(compact_run(source)))
         return
     to = to or source.with_suffix(f".compact{source.suffix}")
-    Console().print(costs_table(compact_file(source, to, shape=about.shape, trusted=about.trust)))
+    opened = compact_file(source, to, shape=about.shape, trusted=about.trust)
     _tell("model", to)
+    Console().print(costs_table(measure_opened(opened)))
 
 
 def measure(

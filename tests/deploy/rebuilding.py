@@ -68,6 +68,11 @@ def decoder():
     return shrunk(Decoder(fused=False), torch.randint(30, (2, 7)))
 
 
+def gpt():
+    torch.manual_seed(0)
+    return shrunk(build_model("gpt", shape=(16,), classes=30, width=0.25), torch.randint(30, (2, 7)))
+
+
 def hugging_face(case: str):
     def build():
         from test_hugging_face import build as build_case
@@ -78,7 +83,7 @@ def hugging_face(case: str):
     return build
 
 
-FAMILIES = {name: recipe(name) for name in RECIPES} | {"sequential": sequential, "decoder": decoder}
+FAMILIES = {name: recipe(name) for name in RECIPES} | {"sequential": sequential, "decoder": decoder, "gpt": gpt}
 if importlib.util.find_spec("transformers") is not None:
     for name, case in {
         "bert": "BertModel",

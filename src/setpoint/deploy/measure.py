@@ -63,7 +63,7 @@ def measure(
         onnx: time them as ONNX models as well, in onnxruntime on the CPU, with as many threads as torch has.
 
     Raises:
-        ValueError: for no model, for fewer than one repeat, or for a model whose operations depend on the data.
+        ValueError: for no model, for fewer than one repeat, or for a model whose operations cannot be counted.
         ImportError: for `onnx` without the packages of the extra `export`.
     """
     if not models or repeats < 1:
@@ -97,9 +97,7 @@ def _flops(model: nn.Module, inputs: Any) -> int:
     try:
         by_parameter, rest = count_flops(model, inputs)
     except RuntimeError as error:
-        raise ValueError(
-            f"the operations of {type(model).__name__} cannot be counted on tensors without data: {error}"
-        ) from error
+        raise ValueError(f"the operations of {type(model).__name__} cannot be counted: {error}") from error
     return sum(by_parameter.values()) + rest
 
 

@@ -14,9 +14,8 @@ from setpoint.deploy.compact import compare_outputs, living_units
 from setpoint.deploy.measure import Measurement, measure
 from setpoint.recipes.data import load_dataset
 from setpoint.recipes.evaluation import Score, evaluate
-from setpoint.recipes.measuring import measure_opened
 from setpoint.recipes.models import example_input
-from setpoint.recipes.opening import open_models
+from setpoint.recipes.opening import Opened, open_models
 from setpoint.recipes.parts import build_initial, evaluation_batches
 from setpoint.recipes.run_folder import RunFolder
 from setpoint.units import COUPLED
@@ -60,20 +59,17 @@ def compact_run(folder: Path, *, batches: tuple[int, ...] = (1, 64)) -> dict[str
     return costs
 
 
-def compact_file(
-    path: Path, to: Path, *, shape: str | None = None, trusted: Sequence[str] = (), batches: tuple[int, ...] = (1, 64)
-) -> dict[str, Measurement]:
+def compact_file(path: Path, to: Path, *, shape: str | None = None, trusted: Sequence[str] = ()) -> Opened:
     """Take out of a saved model the channels, neurons and heads that are zero throughout, and save what is left.
 
     Args:
         path: of a file that `setpoint.save` wrote of a model.
-        to: the file to write; what it costs goes beside it, as JSON.
+        to: the file to write.
         shape: of an example, as `Example.parse` reads it; needed where the file does not say it.
         trusted: packages that the classes of the model come from.
-        batches: sizes of the batches to time.
 
     Returns:
-        What the model and the smaller one cost.
+        The model and the smaller one, to be measured.
 
     Raises:
         ValueError: if the model cannot be made again or traced, or if no unit in it is zero throughout.
@@ -83,7 +79,7 @@ def compact_file(
     if "compact" not in opened.models:
         raise ValueError(f"nothing can be taken out of {path}: {opened.note or 'no unit in it is zero throughout'}")
     save(opened.models["compact"], to, metadata={**read_metadata(path), "shape": str(opened.example)})
-    return measure_opened(replace(opened, costs=to.with_suffix(".costs.json")), batches=batches)
+    return replace(opened, costs=to.with_suffix(".costs.json"))
 
 
 def _write(
