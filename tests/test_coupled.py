@@ -153,6 +153,7 @@ def test_flops_are_those_of_the_counter_at_any_width(net, unit):
 
 
 @pytest.mark.parametrize(("net", "unit"), [c for c in CASES if c != ("lenet5", "neuron")] + [("attention", "head")])
+@pytest.mark.filterwarnings("ignore:.*less than one")
 @pytest.mark.parametrize("method", METHODS)
 def test_flops_of_the_smaller_model_meet_the_target(method, net, unit):
     model, opt, batch = build(net)

@@ -34,7 +34,7 @@ def rank_main(rank, folder, method):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["magnitude", "gsp"])
+@pytest.mark.parametrize("method", ["magnitude", "gsp", "set", "rigl"])
 def test_ranks_agree_bit_for_bit_and_with_one_process(tmp_path, method):
     mp.spawn(rank_main, (str(tmp_path), method), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -17,6 +17,7 @@ from setpoint.functional.bits import pack_bits, unpack_bits
 from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
 from setpoint.methods import Method, Units, make_method
+from setpoint.moments import clear_state
 from setpoint.norms import NormStatistics
 from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report
 from setpoint.units import Layer, Patterns, Selection, Unit, is_coupled, select, select_coupled, unit_name, unwrap
@@ -44,7 +45,7 @@ class Sparsifier:
         unit: what becomes zero together: see `setpoint.units.partition`.
         scope: who holds a budget: see `setpoint.budget.allocate`.
         steps: how many optimizer steps the run will take.
-        schedule: the phases and the path between them.
+        schedule: the phases and the path between them; by default the method's.
         include, exclude: globs on parameter names: see `setpoint.units.select`.
         example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of them by name. Needed
             for units that cross layers, whose parts are derived from a forward pass on fake tensors, and for targets in
@@ -78,7 +79,7 @@ class Sparsifier:
         self.model = model
         self.method = make_method(method)
         self.target = Target.of(target)
-        self.timeline = (schedule or Schedule()).timeline(steps)
+        self.timeline = self.method.timeline(schedule, steps)
         selection, self.wiring = _chosen(model, optimizer, unit, include, exclude, example_inputs)
         rates, whole = costs_of(model, selection.layers, self.wiring, self.target, example_inputs)
         self._allocated = partial(allocate, selection.layers, self.target, scope, floor, rates=rates, whole=whole)
@@ -96,8 +97,11 @@ class Sparsifier:
         self._parameters = {part.name: part.parameter for layer in self._layers for part in layer.parts}
         # What is zero, by parameter: fixed once frozen; before that, what a method holds at zero until its next update.
         self._gone: dict[str, Tensor] = {}
-        # Which units stay, by layer, once frozen.
+        # Which units stay, by layer: once frozen, and of a method that is always sparse from the start.
         self._kept: list[Tensor] = []
+        # Of such a method: norms of gradients that were masked since, by layer, and the weights as they were at first.
+        self._felt: list[Tensor] | None = None
+        self._dense: dict[str, Tensor] = {}
         # What the method remembers, one for each budget, from the beginning of the sparsify phase.
         self._memories: list[dict[str, Any]] = [{} for _ in self._budgets]
         self._history: list[dict[str, float]] = []
@@ -115,6 +119,9 @@ class Sparsifier:
             nonfinite=nonfinite,
         )
         self._begin()
+        if self.method.always_sparse:
+            self._dense = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+            self._update()
 
     @property
     def step(self) -> int:
@@ -143,7 +150,7 @@ class Sparsifier:
         }
 
     def kept_units(self) -> dict[str, Tensor]:
-        """By layer, the numbers of the units that stay, once the run is frozen: int64, ascending, on the CPU."""
+        """By layer, the numbers of the units that stay, once they are known: int64, ascending, on the CPU."""
         return {layer.name: kept.flatten().nonzero().flatten().cpu() for layer, kept in zip(self._layers, self._kept)}
 
     def copy_model(self) -> nn.Module:
@@ -175,13 +182,13 @@ class Sparsifier:
         self._kept = [factors[i] != 0 for i in range(len(self._layers))]
         self._gone = {}
         for layer, kept in zip(self._layers, self._kept):
-            self._lose(layer, kept.float())
+            _lose(self._gone, layer, kept.float())
         if self._gates is not None and self._gates.attached:
             for i in range(len(self._layers)):
                 self._gates.fold(i, factors[i])
             self._gates.detach()
         for name, gone in self._gone.items():
-            _clear_state(self._optimizer, self._parameters[name], gone)
+            clear_state(self._optimizer, self._parameters[name], gone)
         self._frozen, self._frozen_at = True, self._step
         self._memories = [{} for _ in self._budgets]
         self._statistics.restart()
@@ -202,8 +209,14 @@ class Sparsifier:
     def mask_gradients(self) -> None:
         """Zero the gradients of what is held at zero, so that a clipping norm counts the survivors only.
 
-        Optional: call it after `backward()` and before clipping. With a gradient scaler, after `unscale_`.
+        Optional: call it once a step, after the last `backward()` and before clipping. With a gradient scaler, after
+        `unscale_`. A method that looks at the gradients of what is gone in this step still gets to see them.
         """
+        if self._moves_next:
+            self._felt = [layer.gradients() for layer in self._layers]
+        self._mask()
+
+    def _mask(self) -> None:
         for name, gone in self._gone.items():
             gradient = self._parameters[name].grad
             if gradient is not None:
@@ -280,6 +293,7 @@ class Sparsifier:
             self._latency.load_state_dict(state["latency"])
             self._layers, self._budgets = in_budgets(self._layers, self._allocated())
         self._measured_ms = state["measured_ms"]
+        self._undraw()
         self._gone = {name: self._unpack(self._parameters[name], packed) for name, packed in state["gone"].items()}
         self._kept = [
             unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state["kept"], self._layers)
@@ -291,9 +305,12 @@ class Sparsifier:
             _placed(memory, self._layers[budget.layers[0]].device)
             for budget, memory in zip(self._budgets, state["memories"])
         ]
+        self._felt = None
         if self._gates is not None:
             self._gates.norms = state["norms"]
         self._begin()
+        if self.method.always_sparse:
+            self._hold()
         self._statistics.stop()
         if self._frozen and self._step == self._frozen_at:
             self._statistics.restart()
@@ -328,6 +345,29 @@ class Sparsifier:
         """What happens before each step of the optimizer."""
         if self._gates is not None and self._gates.attached:
             self._open(self._gates)
+        if self.method.always_sparse:
+            self._dense = {}
+            if self._moves_next:
+                self._update()
+                self._felt = None
+            self._mask()
+
+    @property
+    def _moves_next(self) -> bool:
+        """Whether an update comes before the next step."""
+        return self.method.always_sparse and not self._frozen and self.timeline.updates(self._step)
+
+    @torch.no_grad()
+    def _undraw(self) -> None:
+        """Put back the weights that were there when the run was set up, unless others have been loaded since.
+
+        They may be those of a checkpoint whose support is about to be taken back, of which the first draw left a part.
+        """
+        for name, dense in self._dense.items():
+            parameter = self._parameters[name]
+            if torch.equal(parameter, dense.masked_fill(self._gone[name], 0.0)):
+                parameter.copy_(dense)
+        self._dense = {}
 
     def _open(self, felt: Gates | None) -> None:
         """Set the gates, having learned from how the loss felt the present ones."""
@@ -361,28 +401,40 @@ class Sparsifier:
             if self.method.steps:
                 for units in self._all_units():
                     self.method.after_step(units)
-        if self.timeline.updates(self._step):
+        if self.timeline.updates(self._step) and not self.method.always_sparse:
             self._update()
         else:
             self._hold()
 
+    @torch.no_grad()
     def _update(self) -> None:
         gauges: dict[str, float] = {}
-        self._gone = {}
+        gone: dict[str, Tensor] = {}
+        kept: dict[int, Tensor] = {}
+        whole = sum(budget.total for budget in self._budgets)
         for units in self._all_units():
-            for layer, factors in zip(units.layers, self.method.factors(units)):
+            for i, layer, factors in zip(units.budget.layers, units.layers, self.method.factors(units)):
                 if factors is not None and self.method.holds:
-                    self._lose(layer, factors)
+                    _lose(gone, layer, factors)
+                    kept[i] = factors != 0
                 if factors is not None:
                     layer.multiply(factors)
             for key, value in self.method.gauges(units).items():
-                gauges[key] = gauges.get(key, 0.0) + value / len(self._budgets)
+                gauges[key] = gauges.get(key, 0.0) + value * units.budget.total / whole
+        self._gone = gone
+        if self.method.always_sparse:
+            self._kept = [kept[i] for i in range(len(self._layers))]
+            for name, entries in gone.items():
+                clear_state(self._optimizer, self._parameters[name], entries)
+            self._hold()
         self._zeros_at_update = self._zeros()
         self._history.append({"step": self._step, "asked": self._asked_now(), "zeros": self._zeros_at_update, **gauges})
 
     def _zeros(self) -> float:
-        """Fraction of entries that are zero, or behind gates that are shut."""
+        """Fraction of entries that are zero, or behind gates that are shut, or not in a support whose units may be 0."""
         there = {name: parameter != 0 for name, parameter in self._parameters.items()}
+        if self.method.always_sparse:
+            there = self.masks
         if self._gates is not None and self._gates.attached:
             for i, layer in enumerate(self._layers):
                 for part, spread in layer.spread(self._gates.open(i).reshape(layer.counts).float()):
@@ -405,12 +457,6 @@ class Sparsifier:
                     if factors is not None:
                         layer.multiply(factors)
 
-    def _lose(self, layer: Layer, factors: Tensor) -> None:
-        """Note the entries of units whose factor is zero; a parameter may lose some to several layers."""
-        for part, spread in layer.spread(factors):
-            gone = spread == 0
-            self._gone[part.name] = self._gone[part.name] | gone if part.name in self._gone else gone
-
     def _all_units(self, *, last: bool = False) -> list[Units]:
         """What a method sees of each budget now, or as if the sparsify phase were over."""
         line = self.timeline
@@ -426,12 +472,14 @@ class Sparsifier:
                 progress=1.0 if last else line.progress(self._step),
                 share=line.interval / (line.end - line.begin),
                 elapsed=line.interval,
+                kept=tuple(self._kept[i] for i in budget.layers) if self._kept else None,
+                felt=None if self._felt is None else tuple(self._felt[i] for i in budget.layers),
             )
             for budget, memory in zip(self._budgets, self._memories)
         ]
 
     def _kept_units(self, index: int) -> Tensor:
-        if self._frozen:
+        if self._kept:
             return self._kept[index]
         alive = self._layers[index].alive()
         if self._gates is not None and self._gates.attached:
@@ -471,6 +519,13 @@ def _chosen(
     return select_coupled(model, optimizer, unit_name(unit), example_inputs, include, exclude)
 
 
+def _lose(gone: dict[str, Tensor], layer: Layer, factors: Tensor) -> None:
+    """Note the entries of units whose factor is zero; a parameter may lose some to several layers."""
+    for part, spread in layer.spread(factors):
+        entries = spread == 0
+        gone[part.name] = gone[part.name] | entries if part.name in gone else entries
+
+
 def _placed(memory: Any, device: torch.device) -> Any:
     """A copy of what a method remembers, its tensors on a device."""
     if isinstance(memory, Tensor):
@@ -478,10 +533,3 @@ def _placed(memory: Any, device: torch.device) -> Any:
     if isinstance(memory, dict):
         return {key: _placed(value, device) for key, value in memory.items()}
     return [_placed(value, device) for value in memory] if isinstance(memory, list) else memory
-
-
-def _clear_state(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:
-    """Forget the momentum of what is gone: it would only be carried along."""
-    for value in optimizer.state.get(parameter, {}).values():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value.masked_fill_(gone.to(value.device), 0)

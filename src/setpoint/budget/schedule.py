@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Shape = Literal["cubic", "linear", "one-shot"]
+Shape = Literal["cubic", "linear", "one-shot", "constant"]
 Phase = Literal["dense", "sparsify", "frozen"]
 
 
@@ -15,7 +15,7 @@ class Schedule:
 
     Attributes:
         shape: `"cubic"` removes most early, `1 - (1 - p)^3` (M. Zhu, S. Gupta, "To prune, or not to prune", 2017,
-            section 3); `"linear"` evenly; `"one-shot"` everything at `end`.
+            section 3); `"linear"` evenly; `"one-shot"` everything at `end`; `"constant"` everything at `begin`.
         begin: last step of the dense phase: a number of optimizer steps (int) or a fraction of the run (float).
         end: the step that ends the sparsify phase, after which the support is frozen and exact; likewise.
         interval: steps between two updates in the sparsify phase. By default about 100 updates are made.
@@ -41,7 +41,7 @@ class Schedule:
 
     def ramp(self, progress: float) -> float:
         """How much of the way the budget has moved, in [0, 1], at a progress in [0, 1] through the phase."""
-        if progress >= 1.0:
+        if progress >= 1.0 or self.shape == "constant":
             return 1.0
         if self.shape == "cubic":
             return float(1.0 - (1.0 - progress) ** 3)
@@ -91,4 +91,4 @@ class Timeline:
 
     def ramp(self, step: int) -> float:
         """How much of the way the budget has moved after `step` steps."""
-        return 0.0 if step <= self.begin else self.schedule.ramp(self.progress(step))
+        return 0.0 if step < self.begin else self.schedule.ramp(self.progress(step))

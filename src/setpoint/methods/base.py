@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from setpoint.budget import Budget, Target
+from setpoint.budget import Budget, Schedule, Target, Timeline
 from setpoint.geometry import proximal_geometry
 from setpoint.units import Layer, Partition
 
@@ -33,6 +33,8 @@ class Units:
         progress: how much of the sparsify phase has passed, in [0, 1].
         share: how much of the phase one update stands for.
         elapsed: optimizer steps between two updates.
+        kept: which units there are, of a method that is `always_sparse`; None before it has drawn them.
+        felt: norms of the units' gradients, where they were noted before those of what is gone were masked.
     """
 
     layers: tuple[Layer, ...]
@@ -45,6 +47,8 @@ class Units:
     progress: float
     share: float
     elapsed: int
+    kept: tuple[Tensor, ...] | None = None
+    felt: tuple[Tensor, ...] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,10 +77,18 @@ class Units:
         return magnitudes
 
     @cached_property
+    def gradients(self) -> tuple[Tensor, ...]:
+        """The l2 norm of each unit's gradient, of those that are gone as well, shaped and compared as the magnitudes.
+
+        For units of several weights it is divided by the norm of their layer's gradient.
+        """
+        norms = tuple(layer.gradients() for layer in self.layers) if self.felt is None else self.felt
+        return _shares(norms) if self.whole else norms
+
+    @cached_property
     def shares(self) -> tuple[Tensor, ...]:
         """The magnitudes divided by the norm of their layer: what part of its layer a unit is, whatever its scale."""
-        norms = [torch.linalg.vector_norm(m) for m in self.magnitudes]
-        return tuple(m / norm.masked_fill(norm == 0, 1.0) for m, norm in zip(self.magnitudes, norms))
+        return _shares(self.magnitudes)
 
     def compared(self, scale_invariant: bool | None) -> tuple[Tensor, ...]:
         """What units of different layers are compared by: shares or magnitudes; for None as is best for their kind.
@@ -85,8 +97,13 @@ class Units:
         layer than of their worth: by magnitude, narrow layers are emptied (measured: benchmarks/results).
         """
         if scale_invariant is None:
-            scale_invariant = any(bool((layer.sizes() > 1).any()) for layer in self.layers)
+            scale_invariant = self.whole
         return self.shares if scale_invariant else self.magnitudes
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether there are units of several weights."""
+        return any(bool((layer.sizes() > 1).any()) for layer in self.layers)
 
     @cached_property
     def costs(self) -> list[Tensor]:
@@ -131,6 +148,20 @@ class Method(ABC):
     holds: ClassVar[bool] = False
     # Whether units are multiplied by gates in the forward pass, which `gates` opens and shuts at every step.
     gated: ClassVar[bool] = False
+    # Whether the model is sparse from the first step to the last. `factors` are then asked for when the run is set up,
+    # and at updates before the optimizer's step, when the gradients are there, rather than after it. What is gone has
+    # neither gradient nor optimizer state.
+    always_sparse: ClassVar[bool] = False
+    # The phases, where the user names none.
+    schedule: ClassVar[Schedule] = Schedule()
+
+    def timeline(self, schedule: Schedule | None, steps: int) -> Timeline:
+        """The phases of a run of so many optimizer steps.
+
+        Raises:
+            ValueError: for a schedule that the method cannot follow, or too few steps for it.
+        """
+        return (schedule or self.schedule).timeline(steps)
 
     @property
     def steps(self) -> bool:
@@ -194,6 +225,11 @@ class Method(ABC):
     def measured(self, units: Units) -> float | None:
         """The value of a measure that the target names beside the budget, as the method understands it."""
         return None
+
+
+def _shares(norms: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    wholes = [torch.linalg.vector_norm(m) for m in norms]
+    return tuple(m / whole.masked_fill(whole == 0, 1.0) for m, whole in zip(norms, wholes))
 
 
 def check_weights(weights: Mapping[str, Tensor] | None, layers: Sequence[Layer]) -> None:

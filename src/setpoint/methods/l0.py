@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from setpoint.functional.hard_concrete import hard_concrete, hard_concrete_open, hard_concrete_slope
 from setpoint.methods.base import Method, Units, as_factors
+from setpoint.methods.draws import seeded
 from setpoint.methods.multiplier import ProportionalIntegral
 
 # Bounds of log alpha: gates that are quite open or shut can be learned back within a part of the run. What is counted
@@ -118,10 +118,7 @@ class ConstrainedL0(Method):
         )
 
     def _noise(self, name: str, step: int, like: Tensor) -> Tensor:
-        """Uniform numbers that depend on the seed, the layer and the step alone."""
-        generator = torch.Generator(like.device)
-        generator.manual_seed(zlib.crc32(f"{self.seed} {step} {name}".encode()))
-        return torch.rand(like.shape, generator=generator, device=like.device)
+        return torch.rand(like.shape, generator=seeded(like.device, self.seed, step, name), device=like.device)
 
     def _learn(self, units: Units, felt: Sequence[tuple[Tensor, Tensor]]) -> None:
         memory: dict[str, Any] = units.memory

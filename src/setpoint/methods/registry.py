@@ -5,10 +5,13 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from setpoint.methods.base import Method
+from setpoint.methods.evolutionary import SparseEvolutionaryTraining
 from setpoint.methods.gsp import GroupedSparseProjection
 from setpoint.methods.hoyer import DeepHoyer
 from setpoint.methods.l0 import ConstrainedL0
 from setpoint.methods.magnitude import Magnitude
+from setpoint.methods.rigl import RigL
+from setpoint.methods.static import Static
 from setpoint.methods.wgsef import GroupSparseEnvelope
 
 _METHODS: dict[str, type[Method]] = {
@@ -17,6 +20,9 @@ _METHODS: dict[str, type[Method]] = {
     "wgsef": GroupSparseEnvelope,
     "hoyer": DeepHoyer,
     "l0": ConstrainedL0,
+    "static": Static,
+    "set": SparseEvolutionaryTraining,
+    "rigl": RigL,
 }
 
 

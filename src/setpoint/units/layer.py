@@ -82,6 +82,17 @@ class Layer:
         whole: Tensor = torch.linalg.vector_norm(torch.stack([n.to(self.device) for n in norms]), dim=0)
         return whole
 
+    @torch.no_grad()
+    def gradients(self) -> Tensor:
+        """The l2 norm of the gradient of each unit, in float64, on the layer's device; 0 where there is none."""
+        squares = torch.zeros(self.counts, dtype=torch.float64, device=self.device)
+        for part in self.parts:
+            if part.parameter.grad is not None:
+                # Squares of float32 neither overflow nor vanish in float64, and the root gives the same order back.
+                square = part.parameter.grad.double().square()
+                squares += part.partition.sums(square, part.parameter.detach()).to(self.device)
+        return squares.sqrt_()
+
     def spread(self, factors: Tensor) -> Iterator[tuple[Part, Tensor]]:
         """Each part with its entries' factors, of the parameter's shape."""
         for part in self.parts:

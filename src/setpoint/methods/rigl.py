@@ -1,0 +1,32 @@
+"""Rigging the lottery: what is dropped grows again where the loss pulls most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from setpoint.methods.base import Units
+from setpoint.methods.moving import MovingSupport
+from setpoint.methods.support import roots
+
+
+@dataclass(frozen=True)
+class RigL(MovingSupport):
+    """Drop the smallest units and grow those whose gradient is largest, though their weights are zero.
+
+    The gradient is the one that the optimizer is about to step with: accumulated, averaged over ranks and unscaled.
+    Units without any gradient grow at random, after all others.
+
+    Source: U. Evci, T. Gale, J. Menick, P. S. Castro, E. Elsen, "Rigging the lottery: making all tickets winners",
+    ICML 2020, Algorithm 1. There an update takes the place of an optimizer's step (`replace_step=True`).
+    """
+
+    name: ClassVar[str] = "rigl"
+
+    def _wanted(self, units: Units, prices: Sequence[Tensor]) -> Sequence[Tensor]:
+        pulls = [g.double() / root for g, root in zip(units.gradients, roots(units, prices))]
+        top = max(float(pull.max()) for pull in pulls if pull.numel())
+        return [pull / (top or 1.0) for pull in pulls]

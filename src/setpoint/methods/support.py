@@ -1,0 +1,90 @@
+"""A support that is drawn before the first step: what all methods that are sparse throughout have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from setpoint.budget import Schedule, Target, Timeline
+from setpoint.methods.base import Method, Units, as_factors
+from setpoint.methods.draws import seeded
+from setpoint.units import Layer
+
+Initial = Literal["random", "magnitude"]
+
+
+@dataclass(frozen=True)
+class DrawnSupport(Method):
+    """Sparse from the first step to the last: the whole budget holds before the first step, and after every other.
+
+    Attributes:
+        initial: how the support is drawn at the start: at random, every unit of the layers that share a budget being as
+            likely as any other, or the units of the largest magnitudes.
+        seed: of the random numbers. They depend on the seed, the layer and the step alone, so that they are the same
+            on all ranks and in a resumed run.
+    """
+
+    initial: Initial = "random"
+    seed: int = 0
+
+    holds: ClassVar[bool] = True
+    always_sparse: ClassVar[bool] = True
+    schedule: ClassVar[Schedule] = Schedule("constant", begin=0, end=0.75)
+
+    def __post_init__(self) -> None:
+        if self.initial not in get_args(Initial):
+            raise ValueError(f"{self.name} initial={self.initial!r} is none of {', '.join(get_args(Initial))}")
+
+    def timeline(self, schedule: Schedule | None, steps: int) -> Timeline:
+        """Refuse phases in which the model would be dense."""
+        line = super().timeline(schedule, steps)
+        if line.schedule.shape != "constant" or line.begin != 0:
+            raise ValueError(
+                f"method {self.name!r} is sparse from the first step on, and the schedule's shape is "
+                f"{line.schedule.shape!r} from step {line.begin}; possible: shape 'constant' with begin=0, such as "
+                f"{self.schedule}"
+            )
+        return line
+
+    def check(self, layers: Sequence[Layer], target: Target | None, optimizer: Optimizer) -> None:
+        """Refuse weights that cannot be ranked, as the support is drawn at once."""
+        super().check(layers, target, optimizer)
+        for layer in layers:
+            if not bool(torch.isfinite(layer.magnitudes()).all()):
+                raise ValueError(f"{layer.name!r} holds NaN or infinite values: it can be given no support")
+
+    def factors(self, units: Units) -> Sequence[Tensor | None]:
+        """Zero for what is not in the support, one for the rest."""
+        return as_factors(self._draw(units) if units.kept is None else self._move(units, units.kept))
+
+    def keep(self, units: Units) -> Sequence[Tensor]:
+        """The support as it is."""
+        assert units.kept is not None
+        return units.kept
+
+    def _draw(self, units: Units) -> Sequence[Tensor]:
+        """The first support."""
+        if self.initial == "magnitude":
+            return units.cut(units.compared(None))
+        prices = units.budget.costs
+        return units.cut([self._random(units, layer) * root for layer, root in zip(units.layers, roots(units, prices))])
+
+    def _move(self, units: Units, kept: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The support after an update."""
+        return kept
+
+    def _random(self, units: Units, layer: Layer) -> Tensor:
+        """A number in (0, 1] for each unit, float64."""
+        generator = seeded(layer.device, self.seed, units.step, layer.name)
+        return 1.0 - torch.rand(layer.counts, generator=generator, device=layer.device).double()
+
+
+def roots(units: Units, prices: Sequence[Tensor]) -> list[Tensor]:
+    """Square roots of prices, by which a cut divides scores; 1 for what costs nothing and stays in any case."""
+    placed = [price.to(layer.device) for price, layer in zip(prices, units.layers)]
+    return [price.masked_fill(price <= 0, 1.0).sqrt() for price in placed]
