@@ -12,6 +12,7 @@ import pytest
 from setpoint.cli import main
 from setpoint.cli_options import Given, merge, method_options
 from setpoint.recipes import TrainConfig, load_config
+from setpoint.recipes.run_folder import read_updates
 
 QUICK = ["--epochs", "2", "--width", "0.25"]
 
@@ -84,6 +85,27 @@ def test_methods_that_control_themselves(
     assert run("train", "--resume", "--out", "run") == 0
     assert run("compare", "run", "--out", "plot.png") == 0
     assert method in capsys.readouterr().out
+
+
+def test_methods_that_are_sparse_throughout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = [*QUICK, "--no-dense-twin", "--scope", "erk"]
+    assert run("train", "rigl", *quick, "--method", "rigl", "--interval", "5", "--option", "drop-fraction=0.5") == 0
+    assert run("train", "set", *quick, "--method", "set", "--end", "0.9") == 0
+    assert run("train", "static", *quick, "--method", "static") == 0
+    capsys.readouterr()
+    assert run("compare", "rigl", "set", "static", "--out", "plot.png") == 0
+    table = capsys.readouterr().out
+    assert all(method in table for method in ("rigl", "set", "static"))
+    rows = read_updates(tmp_path / "rigl/updates.csv")
+    assert [row["step"] for row in rows[:3]] == [0, 5, 10]
+    assert all(row["zeros"] == row["asked"] for row in rows)
+    assert rows[1]["moved"] > 0.3
+    assert len(read_updates(tmp_path / "static/updates.csv")) == 1
+    assert (tmp_path / "static/training.png").stat().st_size > 10_000
+    assert "'rigl' is sparse from the first step on" in complaint(
+        capsys, "train", "dense", *quick, "--method", "rigl", "--begin", "0.1"
+    )
+    assert not (tmp_path / "dense").exists()
 
 
 def test_every_field_is_an_option_but_the_methods_own() -> None:

@@ -25,7 +25,7 @@ def zeros_held(model, sparsifier):
 
 
 def entries_kept(sparsifier):
-    """Entries that stay, counted in the parameters; in the masks where units grow at zero, as some never get a gradient."""
+    """Entries that stay, counted in the parameters; or in the masks, where some grow at zero and get no gradient."""
     if sparsifier.method.always_sparse:
         return sum(int(mask.sum()) for mask in sparsifier.masks.values())
     return sparsifier.report().params_kept

@@ -213,8 +213,13 @@ class Sparsifier:
         `unscale_`. A method that looks at the gradients of what is gone in this step still gets to see them.
         """
         if self._moves_next:
-            self._felt = [layer.gradients() for layer in self._layers]
+            self._feel()
         self._mask()
+
+    def _feel(self) -> None:
+        """Note the gradients of all units, for a method that looks at them at the next update."""
+        if self.method.sees_gradients:
+            self._felt = [layer.gradients() for layer in self._layers]
 
     def _mask(self) -> None:
         for name, gone in self._gone.items():
@@ -348,6 +353,8 @@ class Sparsifier:
         if self.method.always_sparse:
             self._dense = {}
             if self._moves_next:
+                if self._felt is None:
+                    self._feel()
                 self._update()
                 self._felt = None
             self._mask()
@@ -431,7 +438,7 @@ class Sparsifier:
         self._history.append({"step": self._step, "asked": self._asked_now(), "zeros": self._zeros_at_update, **gauges})
 
     def _zeros(self) -> float:
-        """Fraction of entries that are zero, or behind gates that are shut, or not in a support whose units may be 0."""
+        """Fraction of entries that are zero, behind gates that are shut, or outside a support that may be zero."""
         there = {name: parameter != 0 for name, parameter in self._parameters.items()}
         if self.method.always_sparse:
             there = self.masks

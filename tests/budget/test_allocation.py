@@ -1,6 +1,7 @@
 """Targets, scopes and schedules: who may keep how much, and when."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import setpoint
 from setpoint.budget import Schedule, Target, allocate, erk_densities
 from setpoint.units import select
 
-from nets import build
+from nets import build, train
 
 
 def layers(net="mlp", unit="weight"):
@@ -53,6 +54,25 @@ def test_erk_follows_the_formula_and_meets_the_whole():
         assert budget.kept == pytest.approx(density * budget.total, abs=2)
 
 
+@pytest.mark.parametrize(
+    ("sparsity", "scale", "expected"),
+    [
+        (0.5, 278.476190, (1.0, 1.0, 0.74786, 0.36826, 1.0)),
+        (0.9, 50.818837, (1.0, 0.18473, 0.13648, 0.06720, 1.0)),
+        (0.98, 7.724637, (0.32633, 0.02808, 0.02074, 0.01022, 0.80264)),
+    ],
+)
+def test_erk_of_a_small_convolutional_network(sparsity, scale, expected):
+    shapes = [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3), (256, 128, 3, 3), (10, 256)]
+    sizes = [math.prod(shape) for shape in shapes]
+    densities = erk_densities(shapes, sizes, 1.0 - sparsity)
+    assert densities == pytest.approx(expected, abs=5e-6)
+    raw = [sum(shape) / size for shape, size in zip(shapes, sizes)]
+    assert [d / r for d, r in zip(densities, raw) if d < 1.0] == pytest.approx(
+        [scale] * sum(d < 1.0 for d in densities), rel=1e-6
+    )
+
+
 def test_globs_name_layers_and_the_target_serves_the_others():
     budgets = allocate(layers(), Target(sparsity=0.5), {"0.*": 0.9, "*": 0.8})
     assert [b.requested for b in budgets] == [0.9, 0.8, 0.8]
@@ -91,6 +111,26 @@ def test_ramps_rise_from_nothing_to_everything(shape):
     assert values[0] == 0.0
     assert values[-1] == 1.0
     assert all(a <= b for a, b in itertools.pairwise(values))
+
+
+def test_a_constant_budget_is_the_targets_from_the_begin_on():
+    line = Schedule("constant", begin=4, end=8, interval=1).timeline(10)
+    assert [line.ramp(step) for step in range(10)] == [0.0] * 4 + [1.0] * 6
+    assert Schedule("constant", begin=0).timeline(10).ramp(0) == 1.0
+    assert Schedule("cubic", begin=0).timeline(10).ramp(0) == 0.0
+
+
+@pytest.mark.parametrize("method", ["magnitude", "gsp", "wgsef", "hoyer", "l0"])
+def test_a_constant_budget_with_methods_that_begin_dense(method):
+    model, optimizer, batch = build("mlp")
+    schedule = Schedule("constant", begin=4, end=10, interval=1)
+    sparsifier = setpoint.Sparsifier(model, optimizer, method=method, target=0.7, steps=12, schedule=schedule)
+    train(model, optimizer, batch, 4)
+    assert sparsifier.sparsity == 0.0
+    train(model, optimizer, batch, 8, start=4)
+    assert sparsifier.history[0]["asked"] == pytest.approx(round(0.7 * 776) / 776)
+    assert sparsifier.report().exact
+    assert sparsifier.report().params_kept == round(0.3 * 776)
 
 
 def test_timeline_phases_and_updates():

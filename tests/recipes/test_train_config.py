@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from setpoint import Target
+from setpoint.budget import Schedule
 from setpoint.recipes import TrainConfig, dump_config, load_config, resolve
 
 FULL = TrainConfig(
@@ -37,6 +38,16 @@ def test_nothing_is_left_open_but_the_interval_and_what_was_not_asked_for() -> N
     resolved = resolve(TrainConfig(data="cifar10", hoyer=0.5))
     assert {f.name for f in fields(resolved) if getattr(resolved, f.name) is None} == {"interval", "budget"}
     assert (resolved.model, resolved.optimizer, resolved.lr) == ("resnet20", "sgd", 0.1)
+
+
+def test_the_phases_are_the_methods_unless_something_else_is_said() -> None:
+    own = resolve(TrainConfig())
+    assert (own.schedule, own.begin, own.end) == ("cubic", 0.1, 0.5)
+    moving = resolve(TrainConfig(method="rigl"))
+    assert (moving.schedule, moving.begin, moving.end) == ("constant", 0, 0.75)
+    said = TrainConfig(method="rigl", end=0.5, interval=7)
+    assert said.phases == Schedule("constant", 0, 0.5, 7)
+    assert resolve(said).phases == said.phases
 
 
 def test_another_optimizer_does_not_get_the_recipes_rate() -> None:

@@ -140,6 +140,15 @@ def test_phases_that_take_no_step_are_left_out(figures: list[Figure], tmp_path: 
     assert lines(figures[0].axes[1])["zeros at the last update"][0][-2:] == [3.0, 3]
 
 
+def test_a_run_that_is_sparse_from_the_start_is_drawn_so(figures: list[Figure], tmp_path: Path) -> None:
+    rows = [row(1, "sparsify"), row(2, "sparsify"), row(3, "frozen")]
+    drawn = [{"step": step, "asked": 0.5, "zeros": 0.5} for step in (0, 10, 20)]
+    training_plot(rows, tmp_path / "a", updates=drawn, sparsify=(0, 25))
+    epochs, zeros = lines(figures[0].axes[1])["zeros at the last update"]
+    assert epochs[:3] == [0.0, 1.0, 2.0]
+    assert zeros[:3] == [0.5, 0.5, 0.5]
+
+
 def test_nothing_is_asked_for_where_there_is_no_budget(figures: list[Figure], tmp_path: Path) -> None:
     training_plot(run_rows(None), tmp_path / "a", updates=updates(), sparsify=(5, 25))
     assert set(lines(figures[0].axes[1])) == {"zeros at the last update"}

@@ -34,7 +34,7 @@ class Units:
         share: how much of the phase one update stands for.
         elapsed: optimizer steps between two updates.
         kept: which units there are, of a method that is `always_sparse`; None before it has drawn them.
-        felt: norms of the units' gradients, where they were noted before those of what is gone were masked.
+        felt: l2 norms of the units' gradients, at an update of a method that `sees_gradients`.
     """
 
     layers: tuple[Layer, ...]
@@ -78,12 +78,9 @@ class Units:
 
     @cached_property
     def gradients(self) -> tuple[Tensor, ...]:
-        """The l2 norm of each unit's gradient, of those that are gone as well, shaped and compared as the magnitudes.
-
-        For units of several weights it is divided by the norm of their layer's gradient.
-        """
-        norms = tuple(layer.gradients() for layer in self.layers) if self.felt is None else self.felt
-        return _shares(norms) if self.whole else norms
+        """The l2 norm of each unit's gradient, of those that are gone as well, compared as `compared(None)` does."""
+        assert self.felt is not None
+        return _shares(self.felt) if self.whole else self.felt
 
     @cached_property
     def shares(self) -> tuple[Tensor, ...]:
@@ -152,6 +149,8 @@ class Method(ABC):
     # and at updates before the optimizer's step, when the gradients are there, rather than after it. What is gone has
     # neither gradient nor optimizer state.
     always_sparse: ClassVar[bool] = False
+    # Whether such a method asks at updates for the gradients of what is gone as well: `Units.gradients`.
+    sees_gradients: ClassVar[bool] = False
     # The phases, where the user names none.
     schedule: ClassVar[Schedule] = Schedule()
 

@@ -21,7 +21,7 @@ def plant(
     random: bool,
     warm: bool,
 ) -> None:
-    """Begin units anew, whatever was there before: weights of zero, or random ones, and no momentum.
+    """Begin units anew, whatever was there before: weights of zero, or random ones, and no gradient and no momentum.
 
     Random weights are normal with the mean and the deviation of the survivors' entries in the same parameter. Where
     units cross layers, what makes their values is random in any case, and what reads them zero: with zeros on both
@@ -45,6 +45,8 @@ def plant(
         part.parameter.masked_fill_(new, 0.0)
         if (random or crosses) and not part.reads:
             _draw(part.parameter, new, old, generator)
+        if part.parameter.grad is not None:
+            part.parameter.grad.masked_fill_(new, 0.0)
         clear_state(optimizer, part.parameter, new)
         if warm:
             warm_second_moment(optimizer, part.parameter, new, old)

@@ -6,12 +6,13 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from setpoint.budget import Schedule, Timeline
 from setpoint.functional.budget import project_budget
 from setpoint.methods.base import Units
 from setpoint.methods.draws import seeded
@@ -22,18 +23,21 @@ Decay = Literal["cosine", "linear", "constant"]
 Begin = Literal["zero", "random"]
 SecondMoment = Literal["mean", "zero"]
 
+# Steps between two updates in RigL's paper.
+_INTERVAL = 100
 # One cut decides what grows. Its scores put what survives above all that may grow, so that it always stays; then what
 # is wanted, in [0, 1]; then what is not wanted at all; and last what was dropped a moment ago, if it may not come back.
 # Squares of them, and sums over the squares, are still far from the bounds of float64.
-_SURVIVES, _UNWANTED, _DROPPED = 1e5, 1e-80, 1e-60
+_SURVIVES, _UNWANTED, _DROPPED = 1e5, 1e-40, 1e-80
 
 
 @dataclass(frozen=True)
 class MovingSupport(DrawnSupport):
     """Drop a fraction of the units that stay, and grow others in their place, within the same budget.
 
-    An update comes before the optimizer's step, and that step is taken with the new support, so that what has grown
-    moves at once.
+    An update comes before the optimizer's step, which moves what has survived; what has grown moves from the next step
+    on. Where the schedule leaves the interval open it is 100 steps, as in RigL's paper, or what makes 10
+    updates in a shorter run and 100 in a longer one.
 
     Attributes:
         drop_fraction: of the units that stay, how many are dropped at the first update, in (0, 1]; never more than can
@@ -63,6 +67,13 @@ class MovingSupport(DrawnSupport):
         for field, kind in (("decay", Decay), ("begin", Begin), ("second_moment", SecondMoment)):
             if getattr(self, field) not in get_args(kind):
                 raise ValueError(f"{self.name} {field}={getattr(self, field)!r} is none of {', '.join(get_args(kind))}")
+
+    def timeline(self, schedule: Schedule | None, steps: int) -> Timeline:
+        """Give what has grown the time to become large before the next update."""
+        line = super().timeline(schedule, steps)
+        if line.schedule.interval is not None:
+            return line
+        return replace(line, interval=max(line.interval, min(_INTERVAL, line.end // 10)))
 
     def fraction(self, progress: float) -> float:
         """Of the units that stay, the fraction to drop at a progress in [0, 1] through the phase."""

@@ -25,6 +25,7 @@ class RigL(MovingSupport):
     """
 
     name: ClassVar[str] = "rigl"
+    sees_gradients: ClassVar[bool] = True
 
     def _wanted(self, units: Units, prices: Sequence[Tensor]) -> Sequence[Tensor]:
         pulls = [g.double() / root for g, root in zip(units.gradients, roots(units, prices))]

@@ -38,7 +38,8 @@ class TrainConfig:
         floor: units that no layer may lose.
         include: globs of the parameters to make sparse; all weights by default.
         exclude: globs of parameters to leave dense; of a text's model the last layer, where nothing is said of layers.
-        schedule: how the budget shrinks: cubic, linear or one-shot.
+        schedule: how the budget shrinks: cubic, linear, one-shot, or constant for methods that are sparse throughout;
+            by default the method's, as are begin and end.
         begin: where the sparsify phase begins: a step (1000) or a fraction of the run (0.1).
         end: where it ends and the frozen phase begins, likewise.
         interval: steps between two updates; by default about 100 updates are made.
@@ -76,9 +77,9 @@ class TrainConfig:
     floor: int = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] | None = None
-    schedule: Shape = "cubic"
-    begin: int | float = Schedule.begin
-    end: int | float = Schedule.end
+    schedule: Shape | None = None
+    begin: int | float | None = None
+    end: int | float | None = None
     interval: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
@@ -135,8 +136,14 @@ class TrainConfig:
 
     @property
     def phases(self) -> Schedule:
-        """The phases of the run and the path of the budget."""
-        return Schedule(self.schedule, self.begin, self.end, self.interval)
+        """The phases of the run and the path of the budget: what is said here, and otherwise the method's."""
+        own = make_method(self.method).schedule
+        return Schedule(
+            own.shape if self.schedule is None else self.schedule,
+            own.begin if self.begin is None else self.begin,
+            own.end if self.end is None else self.end,
+            own.interval if self.interval is None else self.interval,
+        )
 
     def build_method(self) -> Method:
         """The method with its options.

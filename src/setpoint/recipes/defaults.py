@@ -46,13 +46,22 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """Fill in what a config leaves open, so that it repeats the run wherever and whenever it is read.
 
     Returns:
-        The config with no open field left but `interval`, which follows from the number of steps, with the device
+        The config with no open field left but `interval`, which may follow from the number of steps, with the device
         decided and the path of a folder made absolute.
     """
     recipe = _recipe(config)
     open_ = {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(config, f.name) is None}
+    phases = config.phases
     data = config.data if config.data in dataset_names() else str(Path(config.data).expanduser().absolute())
-    return replace(config, **open_, data=data, device=_device(config.device))
+    return replace(
+        config,
+        **open_,
+        schedule=phases.shape,
+        begin=phases.begin,
+        end=phases.end,
+        data=data,
+        device=_device(config.device),
+    )
 
 
 def _recipe(config: TrainConfig) -> Recipe:

@@ -90,7 +90,10 @@ class _Fine:
         return cls([{**row, "epoch": row["step"] / steps} for row in updates], begin / steps, end / steps)
 
     def sparsity(self, rows: Rows) -> Rows:
-        """Rows to draw: nothing up to the first update, then each of them, and what the freeze left."""
+        """Rows to draw: nothing up to the first update, then each of them, and what the freeze left.
+
+        An update before the first step is of a run that was sparse from the start.
+        """
         asks = rows[-1]["requested"] is not None
         none = {"requested": 0.0 if asks else None, "sparsity": 0.0}
         updates = [
@@ -99,7 +102,8 @@ class _Fine:
         ]
         frozen = [row for row in rows if row["phase"] == "frozen"]
         freeze = [{**row, "epoch": self.end} for row in frozen[:1]]
-        return [{**none, "epoch": 0.0}, {**none, "epoch": self.begin}, *updates, *freeze, *frozen]
+        start = [{**none, "epoch": 0.0}, {**none, "epoch": self.begin}] if self.updates[0]["step"] else []
+        return [*start, *updates, *freeze, *frozen]
 
     def phases(self, last: float) -> list[Phase]:
         spans = (("dense", 0.0, self.begin), ("sparsify", self.begin, self.end), ("frozen", self.end, last))

@@ -84,14 +84,15 @@ class Layer:
 
     @torch.no_grad()
     def gradients(self) -> Tensor:
-        """The l2 norm of the gradient of each unit, in float64, on the layer's device; 0 where there is none."""
+        """The l2 norm of the gradient of each unit, in float32 or better, on the layer's device; 0 without one."""
         squares = torch.zeros(self.counts, dtype=torch.float64, device=self.device)
         for part in self.parts:
             if part.parameter.grad is not None:
                 # Squares of float32 neither overflow nor vanish in float64, and the root gives the same order back.
                 square = part.parameter.grad.double().square()
                 squares += part.partition.sums(square, part.parameter.detach()).to(self.device)
-        return squares.sqrt_()
+        exact = torch.promote_types(self.parts[0].parameter.dtype, torch.float32)
+        return squares.sqrt_().to(exact)
 
     def spread(self, factors: Tensor) -> Iterator[tuple[Part, Tensor]]:
         """Each part with its entries' factors, of the parameter's shape."""
