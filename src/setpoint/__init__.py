@@ -1,6 +1,6 @@
 """setpoint: ask for a sparsity, and training hits it, in one run."""
 
-from setpoint import functional, methods
+from setpoint import functional, methods, transforms
 from setpoint.budget import Schedule, Target
 from setpoint.deploy import compact, export, load, load_model, save
 from setpoint.report import Report
@@ -18,4 +18,5 @@ __all__ = [
     "load_model",
     "methods",
     "save",
+    "transforms",
 ]

@@ -7,10 +7,21 @@ they were read from (`sizes`, `watch`), so that `x.view(b, self.heads, c // self
 left free are the groups (`groups`), which a model can be resized along (`resize`) and tested on (`check`).
 """
 
-from setpoint.wiring.check import check
+from setpoint.wiring.check import check, check_growth
 from setpoint.wiring.derive import derive
 from setpoint.wiring.explain import explain
 from setpoint.wiring.leaves import register_leaf
 from setpoint.wiring.wiring import Attribute, Group, Pin, Slice, Wiring
 
-__all__ = ["Attribute", "Group", "Pin", "Slice", "Wiring", "check", "derive", "explain", "register_leaf"]
+__all__ = [
+    "Attribute",
+    "Group",
+    "Pin",
+    "Slice",
+    "Wiring",
+    "check",
+    "check_growth",
+    "derive",
+    "explain",
+    "register_leaf",
+]

@@ -43,13 +43,7 @@ def check(
     Raises:
         AssertionError: with the group's name, if a resized model fails, or answers otherwise.
     """
-    inputs = (args,) if isinstance(args, Tensor) else tuple(args)
-
-    def answer(network: nn.Module) -> list[Tensor]:
-        with torch.no_grad():
-            found = pytree.tree_leaves(network(*inputs, **(kwargs or {})))
-        return [t for t in found if isinstance(t, Tensor)]
-
+    answer = _caller((args,) if isinstance(args, Tensor) else tuple(args), kwargs or {})
     generator = torch.Generator().manual_seed(_SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
@@ -61,6 +55,79 @@ def check(
             test.both({group.name: group})
         if len(wiring.groups) > 1:
             test.both({g.name: g for g in wiring.groups})
+
+
+def check_growth(
+    model: nn.Module,
+    wiring: Wiring,
+    selections: Mapping[str, Tensor],
+    args: tuple[Any, ...] | Tensor,
+    *,
+    tolerance: float = 1e-5,
+) -> None:
+    """Grow a copy of a model with random weights, in evaluation mode, which must not change its outputs.
+
+    Units are repeated and the weights that read them divided by how often each is there, in float64 where the model
+    can. Axes that norms average over grow by doubling every unit instead, as only that keeps the averages. For groups
+    of tied weights that are read in two roles, and on the meta device, only the outputs' shapes are compared. The model
+    itself stays as it is.
+
+    Args:
+        model: that the wiring was derived from.
+        wiring: to be tested.
+        selections: by group name, unit numbers in which each unit is there at least once.
+        args: inputs to compare outputs on.
+        tolerance: for the largest difference, relative to the largest output.
+
+    Raises:
+        ValueError: with the group's name, if the larger model fails or answers otherwise.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        test = _exact_test(model, wiring, (args,) if isinstance(args, Tensor) else tuple(args), tolerance)
+    groups = {name: wiring[name] for name in selections}
+    untied = {name: group for name, group in groups.items() if not is_tied(group)}
+    # What is tied is compared by shapes alone, which must not keep the others from being compared.
+    for together in (untied, groups) if len(untied) < len(groups) else (groups,):
+        error = _failure(test, together, selections)
+        if error is not None:
+            alone = (name for name in together if _failure(test, {name: groups[name]}, selections))
+            culprit = next(alone, "several groups together")
+            raise ValueError(f"the wiring of {culprit!r} is not what it seems: {error}") from error
+
+
+def _failure(test: _Test, groups: Mapping[str, Group], selections: Mapping[str, Tensor]) -> AssertionError | None:
+    try:
+        test.grow(groups, {name: selections[name] for name in groups})
+    except AssertionError as error:
+        return error
+    return None
+
+
+def _exact_test(model: nn.Module, wiring: Wiring, inputs: tuple[Any, ...], tolerance: float) -> _Test:
+    """A test in float64; in float32 for models that insist on it."""
+
+    def test(dtype: torch.dtype, tolerance: float) -> _Test:
+        moved = pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
+        base, answer = _randomised(model).to(dtype), _caller(moved, {})
+        if not all(t.is_meta or bool(torch.isfinite(t).all()) for t in answer(base)):
+            base = copy.deepcopy(model).eval().to(dtype)
+        return _Test(base, wiring, answer, tolerance, torch.Generator().manual_seed(_SEED))
+
+    try:
+        return test(torch.float64, tolerance)
+    except RuntimeError:
+        return test(torch.float32, 10 * tolerance)
+
+
+def _caller(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[nn.Module], list[Tensor]]:
+    """Calls a network, and gives the tensors that it answers with."""
+
+    def answer(network: nn.Module) -> list[Tensor]:
+        with torch.no_grad():
+            return [t for t in pytree.tree_leaves(network(*args, **kwargs)) if isinstance(t, Tensor)]
+
+    return answer
 
 
 def _randomised(model: nn.Module) -> nn.Module:
@@ -92,23 +159,24 @@ class _Test:
         self.expected = answer(base)
 
     def both(self, groups: Mapping[str, Group]) -> None:
-        label = ", ".join(groups)
-        grown = {name: self._repeats(group) for name, group in groups.items()}
-        larger = self._resized(grown)
+        self.grow(groups, {name: self._repeats(group) for name, group in groups.items()})
         exact = not self.wiring.inexact & groups.keys()
-        tied = any(_is_tied(group) for group in groups.values())
-        divide(larger, self.wiring, grown)
-        self._compare(f"growing {label}", larger, self.expected, not tied)
-
         kept = {name: self._kept(group) for name, group in groups.items()}
         masked = copy.deepcopy(self.base)
         for name, group in groups.items():
             clear(masked, group, _complement(kept[name], group.size))
-        self._compare(f"shrinking {label}", self._resized(kept), self.answer(masked), exact)
+        self._compare(f"shrinking {', '.join(groups)}", self._resized(kept), self.answer(masked), exact)
+
+    def grow(self, groups: Mapping[str, Group], selections: Mapping[str, Tensor]) -> None:
+        twice = {n: torch.arange(groups[n].size).repeat_interleave(2) for n in self.wiring.inexact & groups.keys()}
+        # Averages stay as they are if every unit is there twice.
+        grown = {**selections, **twice}
+        larger = self._resized(grown)
+        divide(larger, self.wiring, grown)
+        tied = any(is_tied(group) for group in groups.values())
+        self._compare(f"growing {', '.join(groups)}", larger, self.expected, not tied)
 
     def _repeats(self, group: Group) -> Tensor:
-        if group.name in self.wiring.inexact:  # averages stay as they are if every unit is there twice
-            return torch.arange(group.size).repeat_interleave(2)
         extra = torch.randint(group.size, (max(1, group.size // 3),), generator=self.generator)
         return torch.cat([torch.arange(group.size), extra]).sort().values
 
@@ -130,14 +198,15 @@ class _Test:
             if mine.shape != theirs.shape:
                 shapes = f"{tuple(mine.shape)} instead of {tuple(theirs.shape)}"
                 raise AssertionError(f"{what}: an output has shape {shapes}")
-            if exact and theirs.is_floating_point():
+            if exact and theirs.is_floating_point() and not theirs.is_meta:
                 scale = theirs.abs().max().clamp_min(1e-12)
                 off = float((mine - theirs).abs().max() / scale)
                 if not off <= self.tolerance:
                     raise AssertionError(f"{what}: outputs differ by {off:.2g} of their largest value")
 
 
-def _is_tied(group: Group) -> bool:
+def is_tied(group: Group) -> bool:
+    """Whether one axis of one tensor both makes the units' values and reads them, as a tied embedding's does."""
     roles: dict[tuple[str, int], set[str]] = {}
     for s in group.slices:
         roles.setdefault((s.tensor, s.axis), set()).add(s.role)
