@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from setpoint.budget.flops import OperatorWatch, storage, watch_on_meta
+from setpoint.budget.flops import OperatorWatch, storage, watch_forward
 
 _LOOK_UPS = (torch.ops.aten.embedding, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
 
@@ -42,13 +42,13 @@ class Flow:
 
 
 def follow(model: nn.Module, example_inputs: Any) -> Flow:
-    """Run a copy of a model on the meta device and see what passes through what.
+    """Run a copy of a model and see what passes through what.
 
     Args:
         model: not changed.
         example_inputs: a tensor, or a tuple of arguments.
     """
-    watch, answer = watch_on_meta(model, example_inputs, _FlowWatch)
+    watch, answer = watch_forward(model, example_inputs, _FlowWatch)
     outputs = [t for t in torch.utils._pytree.tree_leaves(answer) if isinstance(t, Tensor)]
     last = frozenset[int]().union(*(watch.before[storage(t)] for t in outputs)) - watch.followed
     norms = watch.norms({storage(t) for t in outputs})

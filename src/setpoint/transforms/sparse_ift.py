@@ -129,7 +129,9 @@ def _balanced(
         flops, between = count_flops(made, inputs)
         now = follow(made, inputs).shapes
     except Exception as error:
-        raise ValueError(f"the model fails on the example inputs once it is transformed: {error}") from error
+        read = _alike(made, getattr(error, "obj", None))
+        hint = f" (of layers that the model reads into: leave them as they are by exclude={read})" if read else ""
+        raise ValueError(f"the model fails on the example inputs once it is transformed: {error}{hint}") from error
     if now != shapes:
         raise ValueError(f"the transformed model answers with shapes {now}, the dense one with {shapes}")
     parameters = dict(made.named_parameters())
@@ -157,3 +159,14 @@ def _balanced(
     full = sum(n * rate for n, k, rate in zip(entries, kept, rates) if k == n)
     stored, before = (sum(p.numel() for p in m.parameters()) for m in (made, dense))
     return SparseIFT(kind, sparsity, made, layers, dict(left), budget, fixed + full, before, stored)
+
+
+def _alike(model: nn.Module, copied: Any) -> list[str]:
+    """Paths of the modules that a copied one may be a copy of: its class and sizes are theirs."""
+    if not isinstance(copied, nn.Module):
+        return []
+
+    def sizes(module: nn.Module) -> tuple[type, list[tuple[str, tuple[int, ...]]]]:
+        return type(module), [(name, tuple(p.shape)) for name, p in module.named_parameters()]
+
+    return [path for path, module in model.named_modules() if sizes(module) == sizes(copied)]
