@@ -3,62 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from math import isclose, prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch import nn
 
+from setpoint.budget.watching import FlopCount, watch_forward
 from setpoint.budget.whole import WholeCost, parameter_sizes
-from setpoint.inputs import call_arguments
+from setpoint.meta import on_meta
 from setpoint.units import Layer, plain_name
 from setpoint.wiring import Wiring
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts as `torch.utils.flop_counter` does, and remembers for which parameter."""
-
-    def __init__(self, names: Mapping[int, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._names = names
-        self.by_parameter: dict[str, int] = defaultdict(int)
-        self.rest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is None and func is not torch.ops.prim.device.default:
-            with self:
-                parts = func.decompose(*args, **kwargs)
-                if parts is not NotImplemented:
-                    return parts
-        out = func(*args, **kwargs)
-        if formula is not None:
-            self._note(int(formula(*args, **kwargs, out_val=out)), _pytree.tree_leaves((args, kwargs)))
-        return out
-
-    def _note(self, flops: int, inputs: Sequence[Any]) -> None:
-        # What is multiplied with, not the bias that is added.
-        factors = [(i.numel(), i.untyped_storage()._cdata) for i in inputs if isinstance(i, Tensor)]
-        name = next((self._names[s] for _, s in sorted(factors, reverse=True) if s in self._names), None)
-        if name is None:
-            self.rest += flops
-        else:
-            self.by_parameter[name] += flops
-
-
-@torch.no_grad()
 def count_flops(model: nn.Module, example_inputs: Any) -> tuple[dict[str, int], int]:
     """Operations of one forward pass in evaluation mode, a multiplication and an addition counting two.
 
-    Counted with fake tensors on the meta device, so that nothing is computed and attention is counted as well.
+    Attention is counted as well. Nothing is computed where that can be avoided (`watch_forward`).
 
     Args:
         model: not changed.
@@ -67,27 +30,8 @@ def count_flops(model: nn.Module, example_inputs: Any) -> tuple[dict[str, int], 
     Returns:
         By the name of the weight that is multiplied with; and those between activations, as in attention.
     """
-    # Plain meta tensors would do, but models that look at values leave that to be when they meet fake ones.
-    mode = FakeTensorMode()
-    twin = _copied(model, lambda t: mode.from_tensor(_on_meta(t))).eval()
-    args, kwargs = _pytree.tree_map_only(
-        Tensor, lambda t: mode.from_tensor(_on_meta(t)), call_arguments(example_inputs)
-    )
-    counter = _Counter({p.untyped_storage()._cdata: name for name, p in twin.named_parameters()})
-    with mode, torch.device("meta"), counter:
-        twin(*args, **kwargs)
+    counter, _ = watch_forward(model, example_inputs, FlopCount)
     return dict(counter.by_parameter), counter.rest
-
-
-def _copied(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy with other parameters and buffers; shared ones stay shared, as they do not when a module is moved."""
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): convert(tensor) for tensor in tensors})
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    moved = tensor.detach().to("meta")
-    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
 
 
 def flops_per_entry(model: nn.Module, layers: Sequence[Layer], example_inputs: Any) -> dict[str, float]:
@@ -148,7 +92,7 @@ class _Resized:
     """Counts the operations of the model at other widths: those with parameters, and those between activations."""
 
     def __init__(self, model: nn.Module, wiring: Wiring, inputs: Any) -> None:
-        self._meta, self._wiring, self._inputs = _copied(model, _on_meta), wiring, inputs
+        self._meta, self._wiring, self._inputs = on_meta(model), wiring, inputs
 
     def __call__(self, widths: Mapping[str, int]) -> tuple[int, int]:
         twin = copy.deepcopy(self._meta)

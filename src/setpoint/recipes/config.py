@@ -12,6 +12,7 @@ from setpoint.methods import Method, make_method
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 RateSchedule = Literal["cosine", "constant"]
+Transform = Literal["none", "wide", "parallel", "factorized", "doped"]
 Option = bool | int | float | str
 
 
@@ -26,7 +27,8 @@ class TrainConfig:
         context: bytes in a window of a text.
         method: how training gets to the target, such as gsp or magnitude.
         options: of the method, by name.
-        sparsity: fraction of the cost that goes. None where a Hoyer sparsity or an N:M pattern says how much.
+        sparsity: fraction of the cost that goes. None where a Hoyer sparsity, an N:M pattern or a transformation says
+            how much.
         budget: how much of the cost may stay, instead of a sparsity: 20000 params, 4e7 flops, 5 ms.
         hoyer: average Hoyer sparsity to reach, for the method gsp.
         cost: what the sparsity or the budget counts: params, units, flops, bytes or latency_ms.
@@ -38,6 +40,9 @@ class TrainConfig:
         floor: units that no layer may lose.
         include: globs of the parameters to make sparse; all weights by default.
         exclude: globs of parameters to leave dense; of a text's model the last layer, where nothing is said of layers.
+        transform: how layers are made larger before training, for the operations of the dense model: wide, parallel,
+            factorized or doped. It says how much goes, and of which weights; include and exclude choose the layers.
+        transform_sparsity: that it spends.
         schedule: how the budget shrinks: cubic, linear, one-shot, or constant for methods that are sparse throughout;
             by default the method's, as are begin and end.
         begin: where the sparsify phase begins: a step (1000) or a fraction of the run (0.1).
@@ -77,6 +82,8 @@ class TrainConfig:
     floor: int = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] | None = None
+    transform: Transform = "none"
+    transform_sparsity: float = 0.75
     schedule: Shape | None = None
     begin: int | float | None = None
     end: int | float | None = None
@@ -105,6 +112,8 @@ class TrainConfig:
             raise ValueError(f"momentum={self.momentum} must lie in [0, 1)")
         _check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         _check_choice("lr_schedule", self.lr_schedule, get_args(RateSchedule))
+        _check_choice("transform", self.transform, get_args(Transform))
+        self._check_transform()
         # Building these is their check: a fault is told before any data are read.
         self.target, self.phases, self.build_method()
 
@@ -113,18 +122,29 @@ class TrainConfig:
         """Make a config of the values that a user gave.
 
         A sparsity that was not given is not filled in where something else says how much is to go: a budget, a Hoyer
-        sparsity, an N:M pattern, or a mapping of globs.
+        sparsity, an N:M pattern, a transformation, or a mapping of globs.
         """
-        elsewhere = any(given.get(name) is not None for name in ("budget", "hoyer")) or ":" in str(
-            given.get("unit", "")
-        )
+        elsewhere = any(given.get(name) is not None for name in ("budget", "hoyer"))
+        elsewhere = elsewhere or ":" in str(given.get("unit", "")) or given.get("transform", "none") != "none"
         if "sparsity" not in given and (elsewhere or isinstance(given.get("scope"), Mapping)):
             given = {**given, "sparsity": None}
         return cls(**given)
 
+    def _check_transform(self) -> None:
+        """Refuse what else would say how much goes."""
+        if not 0.0 < self.transform_sparsity < 1.0:
+            raise ValueError(f"transform_sparsity={self.transform_sparsity} must lie strictly between 0 and 1")
+        usual = {"sparsity": None, "budget": None, "hoyer": None, "cost": "params", "unit": "weight", "scope": "global"}
+        for name, value in usual.items() if self.transform != "none" else ():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} was asked for, but transform={self.transform!r} says how much of "
+                    f"each weight goes: leave {name} out, and say transform_sparsity"
+                )
+
     @property
     def target(self) -> Target | None:
-        """What is asked for; None for all that an N:M pattern or a scope of globs gives."""
+        """What is asked for; None for all that an N:M pattern, a scope of globs or a transformation gives."""
         if self.sparsity is None and self.budget is None and self.hoyer is None:
             return None
         target = Target(sparsity=self.sparsity, cost=self.cost, hoyer=self.hoyer, multiple_of=self.multiple_of)

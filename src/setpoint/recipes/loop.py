@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -116,4 +117,12 @@ def _result(parts: Parts, dataset: Dataset, standing: Standing, twin: Twin | Non
         steps=parts.steps,
         seconds=standing.seconds,
         steps_per_second=parts.steps / standing.step_seconds,
+        transform=_transform(parts),
     )
+
+
+def _transform(parts: Parts) -> dict[str, Any] | None:
+    """Figures of the transformation; its layers are those of the sparsifier's report."""
+    if parts.transform is None:
+        return None
+    return {name: finite(value) for name, value in parts.transform.to_dict().items() if name != "layers"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from setpoint.recipes.data import Batches, Dataset, Split, Task
 from setpoint.recipes.data.seeding import derive_seed
 from setpoint.recipes.models import build_model, example_input
 from setpoint.sparsifier import Sparsifier
+from setpoint.transforms import Kind, SparseIFT, sparse_ift
 
 # Targets a batch.
 _EVALUATED_AT_ONCE = 1000
@@ -24,13 +25,17 @@ _EVALUATED_AT_ONCE = 1000
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Everything that one training run works with. Without a sparsifier it trains a dense model."""
+    """Everything that one training run works with. Without a sparsifier it trains a dense model.
+
+    A model that was made larger has its `transform`, which says what it may keep.
+    """
 
     config: TrainConfig
     model: nn.Module
     optimizer: Optimizer
     scheduler: LambdaLR
     sparsifier: Sparsifier | None
+    transform: SparseIFT | None
     train: Batches
     validation: Batches
     test: Batches
@@ -57,6 +62,8 @@ def build_parts(config: TrainConfig, dataset: Dataset, *, sparse: bool) -> Parts
     assert config.epochs is not None
     assert config.batch_size is not None
     model = build_initial(config, dataset)
+    transform = _transform(config, model, dataset.shape) if sparse and config.transform != "none" else None
+    model = model if transform is None else _placed(config, transform.model)
     train = Batches(
         dataset.train,
         dataset,
@@ -68,11 +75,23 @@ def build_parts(config: TrainConfig, dataset: Dataset, *, sparse: bool) -> Parts
     )
     optimizer = _optimizer(config, model)
     steps = config.epochs * len(train)
-    sparsifier = _sparsifier(config, model, optimizer, steps, dataset.shape) if sparse else None
+    sparsifier = _sparsifier(config, model, optimizer, steps, dataset.shape, transform) if sparse else None
     factor = partial(_cosine, steps) if config.lr_schedule == "cosine" else _constant
     scheduler = LambdaLR(optimizer, factor)
     validation, test = (evaluation_batches(split, dataset, config) for split in (dataset.validation, dataset.test))
-    return Parts(config, model, optimizer, scheduler, sparsifier, train, validation, test, config.epochs, dataset.task)
+    return Parts(
+        config,
+        model,
+        optimizer,
+        scheduler,
+        sparsifier,
+        transform,
+        train,
+        validation,
+        test,
+        config.epochs,
+        dataset.task,
+    )
 
 
 def evaluation_batches(split: Split, dataset: Dataset, config: TrainConfig) -> Batches:
@@ -86,8 +105,27 @@ def build_initial(config: TrainConfig, dataset: Dataset) -> nn.Module:
     torch.manual_seed(config.seed)
     model = build_model(str(config.model), shape=dataset.shape, classes=len(dataset.classes), width=config.width)
     torch.manual_seed(derive_seed("training", config.seed))
+    return _placed(config, model)
+
+
+def _placed(config: TrainConfig, model: nn.Module) -> nn.Module:
     # Pooling and, on a GPU, convolutions are faster where channels lie last; the mathematics is the same.
     return model.to(config.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _transform(config: TrainConfig, model: nn.Module, shape: tuple[int, ...]) -> SparseIFT:
+    """A larger model with first weights of its own; torch's generator is left where training is to begin."""
+    device = torch.device(config.device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed("transform", config.seed))
+        return sparse_ift(
+            model,
+            cast(Kind, config.transform),
+            config.transform_sparsity,
+            example_inputs=example_input(shape),
+            include=config.include or None,
+            exclude=config.exclude or None,
+        )
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
@@ -103,19 +141,24 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
 
 
 def _sparsifier(
-    config: TrainConfig, model: nn.Module, optimizer: Optimizer, steps: int, shape: tuple[int, ...]
+    config: TrainConfig,
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: int,
+    shape: tuple[int, ...],
+    transform: SparseIFT | None,
 ) -> Sparsifier:
     return Sparsifier(
         model,
         optimizer,
         method=config.build_method(),
-        target=config.target,
+        target=config.target if transform is None else transform.target,
         unit=config.unit,
-        scope=config.scope,
+        scope=config.scope if transform is None else transform.scope,
         steps=steps,
         schedule=config.phases,
-        include=config.include or None,
-        exclude=config.exclude or None,
+        include=(config.include or None) if transform is None else transform.include,
+        exclude=(config.exclude or None) if transform is None else None,
         example_inputs=example_input(shape, config.batch, device=config.device),
         floor=config.floor,
     )

@@ -39,10 +39,12 @@ class RunResult:
         test_loss: likewise; they were not chosen by it.
         chosen_epoch: whose weights were chosen, counted from 1.
         bytes: size of the sparse model's file.
-        dense_bytes: size of a file of the same model without zeros.
+        dense_bytes: size of a file of the dense model without zeros.
         steps: optimizer steps of the sparse run.
         seconds: of the sparse run, validation and checkpoints included, interruptions not.
         steps_per_second: in the training steps alone.
+        transform: what a transformation made of the model, `setpoint.transforms.SparseIFT.to_dict()` without the
+            layers; None where there was none.
     """
 
     config: TrainConfig
@@ -65,6 +67,7 @@ class RunResult:
     steps: int
     seconds: float
     steps_per_second: float
+    transform: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that are strict JSON: None stands for numbers that are not finite."""

@@ -20,7 +20,19 @@ from setpoint.reporting.words import percent, size
 Run = Mapping[str, Any]
 
 # What tells runs of one method apart, where they differ in it.
-_TRAITS = ("data", "model", "width", "options", "unit", "scope", "cost", "epochs", "context")
+_TRAITS = (
+    "data",
+    "model",
+    "width",
+    "options",
+    "transform",
+    "transform_sparsity",
+    "unit",
+    "scope",
+    "cost",
+    "epochs",
+    "context",
+)
 
 
 @dataclass(frozen=True)

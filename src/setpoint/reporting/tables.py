@@ -22,7 +22,9 @@ def run_tables(run: Mapping[str, Any]) -> Group:
     Args:
         run: the contents of a run's report.json.
     """
-    left = [Text(f"left dense: {name}, {why}", style="dim") for name, why in run["report"]["left_dense"].items()]
+    made = {} if run["transform"] is None else run["transform"]["left_dense"]
+    dense = {**made, **run["report"]["left_dense"]}
+    left = [Text(f"left dense: {name}, {why}", style="dim") for name, why in dense.items()]
     return Group(Text(_title(run), style="bold"), _header(run), layer_table(run["report"]), *left)
 
 
@@ -30,9 +32,15 @@ def _title(run: Mapping[str, Any]) -> str:
     config = run["config"]
     options = "".join(f", {key}={value}" for key, value in config["options"].items())
     return (
-        f"{config['model']} on {run['data']}: {config['method']}{options}, unit {config['unit']}, "
+        f"{_model(config)} on {run['data']}: {config['method']}{options}, unit {config['unit']}, "
         f"scope {run['report']['scope']}, seed {config['seed']}"
     )
+
+
+def _model(config: Mapping[str, Any]) -> str:
+    if config["transform"] == "none":
+        return str(config["model"])
+    return f"{config['model']}, {config['transform']} for {100 * config['transform_sparsity']:g} %,"
 
 
 def _header(run: Mapping[str, Any]) -> Table:
@@ -52,9 +60,26 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         *_latency(run),
         *(_judged(run, split) for split in ("test", "validation")),
         ("parameters kept", f"{kept:,} of {total:,} ({percent(kept / total)}), biases and norms included"),
+        *_transform(run["transform"]),
         ("size on disk", _sizes(run["dense_bytes"], run["bytes"])),
         ("chosen epoch", f"{run['chosen_epoch']} of {run['config']['epochs']}"),
         ("training", f"{duration(run['seconds'])}, {run['steps_per_second']:,.0f} steps/s"),
+    ]
+
+
+def _transform(made: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a transformed model costs beside the dense one: in operations, and in what dense kernels make of it."""
+    if made is None:
+        return []
+    flops, dense, stored = made["flops"], made["dense_flops"], made["stored_flops"]
+    parameters, before = made["parameters"], made["dense_parameters"]
+    return [
+        ("FLOPs, one example", f"{dense:,} dense, {flops:,} sparse ({percent(flops / dense)})"),
+        ("of dense kernels", f"{stored:,} ({stored / dense:.2f} times the dense model's)"),
+        (
+            "parameters stored",
+            f"{before:,} dense, {parameters:,} transformed ({parameters / before:.2f} times)",
+        ),
     ]
 
 
@@ -99,7 +124,8 @@ def _judged(run: Mapping[str, Any], split: str) -> tuple[str, str]:
 
 
 def _sizes(dense: int, sparse: int) -> str:
-    return f"{size(dense)} dense, {size(sparse)} sparse ({dense / sparse:.1f} times smaller)"
+    ratio = f"{dense / sparse:.1f} times smaller" if sparse <= dense else f"{sparse / dense:.1f} times larger"
+    return f"{size(dense)} dense, {size(sparse)} sparse ({ratio})"
 
 
 def layer_table(report: Mapping[str, Any]) -> Table:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from setpoint.budget.flops import OperatorWatch, storage, watch_forward
+from setpoint.budget.watching import OperatorWatch, storage, watch_forward
 
 _LOOK_UPS = (torch.ops.aten.embedding, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
 
@@ -54,7 +54,12 @@ def follow(model: nn.Module, example_inputs: Any) -> Flow:
     norms = watch.norms({storage(t) for t in outputs})
     readers = {name: path for name, path in watch.readers.items() if path not in watch.owners[name]}
     names = frozenset[str]().union(*(watch.layers[i] for i in last))
-    return Flow(frozenset(watch.first), names, norms, watch.calls, readers, tuple(tuple(t.shape) for t in outputs))
+    return Flow(frozenset(watch.first), names, norms, watch.calls, readers, shapes_of(answer))
+
+
+def shapes_of(answer: Any) -> tuple[tuple[int, ...], ...]:
+    """Of all tensors in what a model answers with."""
+    return tuple(tuple(t.shape) for t in torch.utils._pytree.tree_leaves(answer) if isinstance(t, Tensor))
 
 
 class _FlowWatch(OperatorWatch):

@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from setpoint.budget import count_flops
+from setpoint.budget.flops import count_flops
+from setpoint.budget.watching import FlopCount, watch_forward
 from setpoint.transforms.factorized import Middle
-from setpoint.transforms.flow import follow
+from setpoint.transforms.flow import follow, shapes_of
 from setpoint.transforms.patterns import Chosen
 from setpoint.transforms.result import SparseIFT, SparseLayer
 from setpoint.transforms.sizes import exact_sparsity, parallel_branches
@@ -58,9 +59,10 @@ def sparse_ift(
             with a larger size in between. `"doped"`: a sparse layer plus a dense product of low rank.
         sparsity: s, in (0, 1).
         example_inputs: what the model is called with: a tensor, or a tuple of arguments.
-        include: globs on names of modules or weights: the layers to replace; of `"wide"`, the axes to widen, by what
-            makes their values. A layer named in full is replaced wherever it stands.
-        exclude: globs on the same names: what stays as it is.
+        include: globs on names of modules or weights: the layers to replace, or of `"wide"` those whose outputs are to
+            grow, with all that shares the axis. A layer that is to be replaced and is named in full is, wherever it
+            stands.
+        exclude: globs on the same names: layers that stay dense, and whose outputs do not grow.
         initialise: the new weights. `"fresh"`: modules with new sizes, and those that they lie in, draw by their own
             `reset_parameters`; what was one value all over keeps it; parameters that no module draws are normal with
             their old mean and deviation. A function is called with the model after that. `"grow"`, of `"wide"`
@@ -126,14 +128,14 @@ def _balanced(
 ) -> SparseIFT:  # fmt: skip
     """Count what the larger model costs, and divide the dense one's operations among its weights."""
     try:
-        flops, between = count_flops(made, inputs)
-        now = follow(made, inputs).shapes
+        count, answer = watch_forward(made, inputs, FlopCount)
     except Exception as error:
         read = _alike(made, getattr(error, "obj", None))
         hint = f" (of layers that the model reads into: leave them as they are by exclude={read})" if read else ""
         raise ValueError(f"the model fails on the example inputs once it is transformed: {error}{hint}") from error
-    if now != shapes:
+    if (now := shapes_of(answer)) != shapes:
         raise ValueError(f"the transformed model answers with shapes {now}, the dense one with {shapes}")
+    flops, between = count.by_parameter, count.rest
     parameters = dict(made.named_parameters())
     uneven = [name for name in names if flops.get(name, 0) % parameters[name].numel()]
     left = {**left, **dict.fromkeys(uneven, "its entries do not all take part in as many operations")}

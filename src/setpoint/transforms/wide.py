@@ -55,7 +55,7 @@ def widen(
     if chosen.include is None:
         _check_axes(wiring, inner, groups)
     if not groups:
-        raise ValueError(f"no axis can be widened{_because(wiring)}")
+        raise ValueError(f"no axis can be widened of those that were chosen{_because(wiring)}")
     selections = {g.name: _selection(g, sparsity) for g in groups}
     check_growth(model, wiring, selections, example_inputs)
     before, drawn = {name: weights[name].shape for name in inner}, how_drawn(model)

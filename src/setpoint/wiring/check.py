@@ -90,10 +90,12 @@ def check_growth(
     # What is tied is compared by shapes alone, which must not keep the others from being compared.
     for together in (untied, groups) if len(untied) < len(groups) else (groups,):
         error = _failure(test, together, selections)
+        for name in together if error else ():
+            alone = _failure(test, {name: groups[name]}, selections)
+            if alone is not None:
+                raise ValueError(f"the wiring of {name!r} is not what it seems: {alone}") from alone
         if error is not None:
-            alone = (name for name in together if _failure(test, {name: groups[name]}, selections))
-            culprit = next(alone, "several groups together")
-            raise ValueError(f"the wiring of {culprit!r} is not what it seems: {error}") from error
+            raise ValueError(f"the wiring is not what it seems: {error}") from error
 
 
 def _failure(test: _Test, groups: Mapping[str, Group], selections: Mapping[str, Tensor]) -> AssertionError | None:

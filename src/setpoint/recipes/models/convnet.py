@@ -25,6 +25,10 @@ class ConvNet(nn.Module):
         self.conv3 = nn.Conv2d(second, third, 3, stride=2, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(third)
         self.fc = nn.Linear(third, classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw first weights."""
         initialise(self)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -67,6 +67,10 @@ class ResNet(nn.Module):
         self.layer2 = _stage(first, second, blocks, stride=2)
         self.layer3 = _stage(second, third, blocks, stride=2)
         self.fc = nn.Linear(third, classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw first weights."""
         initialise(self)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -39,6 +39,10 @@ class VGG16(nn.Module):
             layers[f"pool{stage}"] = nn.MaxPool2d(2)
         self.features = nn.Sequential(layers)
         self.fc = nn.Linear(inputs, classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw first weights."""
         initialise(self)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -53,6 +53,10 @@ class WideResNet(nn.Module):
         self.layer3 = _stage(second, third, blocks, stride=2)
         self.bn = nn.BatchNorm2d(third)
         self.fc = nn.Linear(third, classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw first weights."""
         initialise(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
