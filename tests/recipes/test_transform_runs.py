@@ -122,7 +122,7 @@ def test_reports_and_comparisons_show_it(tmp_path: Path) -> None:
     shown = text(run_tables(runs[0]))
     assert "convnet, wide for 75 %, on digits: magnitude" in shown
     assert f"{made['dense_flops']:,} dense, {made['flops']:,} sparse" in shown
-    assert f"{made['stored_flops']:,} (3.9" in shown
+    assert f"{made['stored_flops']:,} ({made['stored_flops'] / made['dense_flops']:.2f} times the dense" in shown
     assert f"{made['dense_parameters']:,} dense, {made['parameters']:,} transformed" in shown
     assert "left dense: conv1.weight, it reads the model's input" in shown
     compared = text(compare_table(group_runs(runs)))

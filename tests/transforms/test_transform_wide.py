@@ -10,8 +10,8 @@ from transform_nets import IMAGES, SMALL, TOKENS, LanguageModel, Residual
 
 from setpoint.recipes.models import build_model
 from setpoint.transforms import sparse_ift, wide
-from setpoint.wiring import check_growth, derive
-from wiring.wiring_cnns import BottleneckResNet, DenseNet, GroupNormed, MobileNet, PaddedResNet, Shuffled
+from setpoint.wiring import derive
+from wiring.wiring_cnns import DenseNet, GroupNormed, MobileNet, PaddedResNet, Shuffled
 from wiring.wiring_transformers import GroupedDecoder
 
 SMALLER = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -93,7 +93,7 @@ def test_first_weights_are_drawn_for_the_new_sizes():
     assert float(weight.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.03)
     assert float(weight.abs().max()) > 2 * 3**0.5 * float(weight.std()) * 0.9
     assert len(weight.flatten().unique()) > 0.99 * weight.numel()
-    assert float(made.fc.weight.abs().max()) == pytest.approx(1 / 128**0.5, rel=0.05)
+    assert float(made.fc.weight.detach().abs().max()) == pytest.approx(1 / 128**0.5, rel=0.05)
     # What was one value all over keeps it.
     assert bool((made.layer1[0].bn2.weight == 0).all())
     assert bool((made.layer1[1].bn1.bias == 0.5).all())
@@ -216,26 +216,3 @@ def test_a_wiring_that_is_not_what_it_seems_is_found_and_named(monkeypatch):
     with pytest.raises(ValueError, match="the wiring of 'conv1' is not what it seems: growing conv1"):
         sparse_ift(model, "wide", example_inputs=SMALL)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_growth_check_works_in_any_dtype_and_leaves_the_generator(dtype):
-    model = Residual().to(dtype)
-    wiring = derive(model, SMALL.to(dtype))
-    selections = {g.name: torch.arange(g.size).repeat_interleave(2) for g in wiring.groups[:2]}
-    torch.manual_seed(3)
-    expected = torch.rand(3)
-    torch.manual_seed(3)
-    check_growth(model, wiring, selections, SMALL.to(dtype))
-    assert torch.equal(torch.rand(3), expected)
-    assert next(model.parameters()).dtype == dtype
-
-
-def test_the_growth_check_compares_shapes_alone_on_the_meta_device():
-    model = BottleneckResNet().to("meta")
-    inputs = SMALLER.to("meta")
-    wiring = derive(model, inputs)
-    check_growth(model, wiring, {g.name: torch.arange(g.size).repeat_interleave(2) for g in wiring.groups}, inputs)
-    layouts = {**wiring.layouts, "bn1.bias": (dataclasses.replace(wiring.layouts["bn1.bias"][0], group=None),)}
-    with pytest.raises(ValueError, match="the wiring of 'conv1' is not what it seems"):
-        check_growth(model, dataclasses.replace(wiring, layouts=layouts), {"conv1": torch.arange(8).repeat(2)}, inputs)

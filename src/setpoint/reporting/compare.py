@@ -93,7 +93,7 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     tasks = sorted({run["task"] for run in runs})
     if len(tasks) > 1:
         raise ValueError(f"runs of one task can be compared; these are of {' and '.join(tasks)}")
-    traits = [name for name in _TRAITS if len({str(run["config"][name]) for run in runs}) > 1]
+    traits = [name for name in _TRAITS if len({str(_config(run)[name]) for run in runs}) > 1]
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         # Weights are what is asked for unless something else is said.
@@ -102,8 +102,13 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     return sorted(found, key=lambda group: (group.label, group.sparsity.mean))
 
 
+def _config(run: Run) -> dict[str, Any]:
+    """Of a run, which may be from before there were transformations."""
+    return {"transform": "none", "transform_sparsity": 0.75, **run["config"]}
+
+
 def _label(run: Run, traits: Sequence[str]) -> str:
-    config = run["config"]
+    config = _config(run)
     about = [f"{key}={value}" for key, value in config["options"].items()] if "options" in traits else []
     about += [f"{name} {_trait(config[name])}" for name in traits if name != "options"]
     return ", ".join([str(config["method"]), *about])

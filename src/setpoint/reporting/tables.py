@@ -22,8 +22,8 @@ def run_tables(run: Mapping[str, Any]) -> Group:
     Args:
         run: the contents of a run's report.json.
     """
-    made = {} if run["transform"] is None else run["transform"]["left_dense"]
-    dense = {**made, **run["report"]["left_dense"]}
+    made = run.get("transform") or {}
+    dense = {**made.get("left_dense", {}), **run["report"]["left_dense"]}
     left = [Text(f"left dense: {name}, {why}", style="dim") for name, why in dense.items()]
     return Group(Text(_title(run), style="bold"), _header(run), layer_table(run["report"]), *left)
 
@@ -38,7 +38,7 @@ def _title(run: Mapping[str, Any]) -> str:
 
 
 def _model(config: Mapping[str, Any]) -> str:
-    if config["transform"] == "none":
+    if config.get("transform", "none") == "none":
         return str(config["model"])
     return f"{config['model']}, {config['transform']} for {100 * config['transform_sparsity']:g} %,"
 
@@ -60,7 +60,7 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         *_latency(run),
         *(_judged(run, split) for split in ("test", "validation")),
         ("parameters kept", f"{kept:,} of {total:,} ({percent(kept / total)}), biases and norms included"),
-        *_transform(run["transform"]),
+        *_transform(run.get("transform")),
         ("size on disk", _sizes(run["dense_bytes"], run["bytes"])),
         ("chosen epoch", f"{run['chosen_epoch']} of {run['config']['epochs']}"),
         ("training", f"{duration(run['seconds'])}, {run['steps_per_second']:,.0f} steps/s"),

@@ -28,7 +28,6 @@ class Flow:
         first: parameters of layers that no other layer comes before, which read the model's input.
         last: parameters of layers that no other layer comes after, which make the model's output.
         norms: by a module's path, that of the batch norm that alone takes all of its output.
-        calls: by path, how often a module is called.
         readers: by parameter, a module other than its owners in whose forward it is read.
         shapes: of the tensors that the model answers with.
     """
@@ -36,7 +35,6 @@ class Flow:
     first: frozenset[str]
     last: frozenset[str]
     norms: Mapping[str, str]
-    calls: Mapping[str, int]
     readers: Mapping[str, str]
     shapes: tuple[tuple[int, ...], ...]
 
@@ -54,7 +52,7 @@ def follow(model: nn.Module, example_inputs: Any) -> Flow:
     norms = watch.norms({storage(t) for t in outputs})
     readers = {name: path for name, path in watch.readers.items() if path not in watch.owners[name]}
     names = frozenset[str]().union(*(watch.layers[i] for i in last))
-    return Flow(frozenset(watch.first), names, norms, watch.calls, readers, shapes_of(answer))
+    return Flow(frozenset(watch.first), names, norms, readers, shapes_of(answer))
 
 
 def shapes_of(answer: Any) -> tuple[tuple[int, ...], ...]:
