@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 from transform_nets import SMALL, TOKENS, LanguageModel, Residual, ResNet18
 
+from setpoint.recipes.models.bottleneck import BottleneckResNet
 from setpoint.transforms.flow import follow
-from wiring.wiring_cnns import BottleneckResNet, UNet
+from wiring.wiring_cnns import UNet
 from wiring.wiring_transformers import Einsum, GroupedDecoder
 
 VECTORS = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
@@ -103,13 +104,13 @@ def test_hidden_layers_with_as_many_outputs_as_classes_are_inner():
 
 
 def test_the_norm_behind_each_convolution():
-    flow = follow(BottleneckResNet(), SMALL)
-    model = BottleneckResNet()
+    model = BottleneckResNet((3, 12, 12), 5, (2, 1), 0.125)
+    flow = follow(model, SMALL)
     expected = {"conv1": "bn1"}
-    for i, block in enumerate(model.layers):
-        expected |= {f"layers.{i}.conv{n}": f"layers.{i}.bn{n}" for n in (1, 2, 3)}
-        if block.downsample is not None:
-            expected[f"layers.{i}.downsample.0"] = f"layers.{i}.downsample.1"
+    for path, block in ((f"layers.{i}.{j}", b) for i, stage in enumerate(model.layers) for j, b in enumerate(stage)):
+        expected |= {f"{path}.conv{n}": f"{path}.bn{n}" for n in (1, 2, 3)}
+        if block.shortcut is not None:
+            expected[f"{path}.shortcut.conv"] = f"{path}.shortcut.bn"
     convolutions = {p for p, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     assert {p: n for p, n in flow.norms.items() if p in convolutions} == expected
 

@@ -9,9 +9,10 @@ from torch import nn
 from transform_nets import IMAGES, SMALL, TOKENS, LanguageModel, Residual
 
 from setpoint.recipes.models import build_model
+from setpoint.recipes.models.densenet import DenseNet
 from setpoint.transforms import sparse_ift, wide
 from setpoint.wiring import derive
-from wiring.wiring_cnns import DenseNet, GroupNormed, MobileNet, PaddedResNet, Shuffled
+from wiring.wiring_cnns import GroupNormed, PaddedResNet, Shuffled
 from wiring.wiring_transformers import GroupedDecoder
 
 SMALLER = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -27,8 +28,8 @@ def answers(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     [
         (Residual, SMALL, 0.5),
         (Residual, SMALL, 0.75),
-        (MobileNet, SMALLER, 0.9),
-        (DenseNet, SMALLER, 0.75),
+        (lambda: build_model("mobilenetv2", shape=(3, 16, 16), classes=5, width=0.25), SMALLER, 0.9),
+        (lambda: DenseNet((3, 16, 16), 5, 10, width=1 / 3), SMALLER, 0.75),
         (lambda: Shuffled(groups=2), SMALLER, 0.75),
         (lambda: build_model("resnet20", shape=(3, 12, 12), classes=10, width=0.5), SMALL, 0.5),
         (LanguageModel, TOKENS, 0.75),
