@@ -133,6 +133,48 @@ def test_the_dense_model_comes_back_where_no_swap_pays():
     assert torch.equal(none(X), net(X))
 
 
+class Block(nn.Module):
+    """Of six layers, the outputs of two go through single entries to other layers and nowhere else."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("first", "second", "third", "seen", "viewed", "last"):
+            setattr(self, name, nn.Linear(32, 32))
+
+    def forward(self, x):
+        h = self.third(torch.relu(self.second(nn.functional.gelu(self.first(x)) * 2.0)) + 1.0)
+        seen = self.seen(h.softmax(-1))
+        return self.last(torch.relu(self.viewed(seen + x)).view(-1, 32)), seen
+
+
+def test_outputs_stay_transposed_between_sparse_layers_only():
+    net, x = sparsify(Block()), torch.randn(3, 4, 32)
+    wholes = [{"dense": 9.0, "sparse": 2.0, "transposed": 1.0}]
+    timer = FakeTimer([{"dense": 9.0, "csr": 1.0}] * 6, wholes)
+    fast, report = use_sparse_kernels(net, x, kernels=["csr"], timer=timer)
+    assert timer.asked[-1] == ("dense", "sparse", "transposed")
+    assert report.transposed == ("first", "second")
+    assert (report.gain, report.ms) == (9.0, 1000.0)
+    assert "outputs stay transposed in memory after first, second" in str(report)
+    assert fast.first(x).stride() == (4, 1, 12)
+    assert fast.third(x).is_contiguous()
+    for example in (x, x[:1, :1], x[:0]):
+        for found, expected in zip(fast(example), net(example)):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    program = torch.export.export(fast, (x,))
+    torch.testing.assert_close(program.module()(x)[0], fast(x)[0])
+    torch.testing.assert_close(torch.compile(fast, backend="aot_eager", fullgraph=True)(x)[0], fast(x)[0])
+
+
+def test_outputs_are_put_in_order_where_that_costs_nothing():
+    net = sparsify(Block())
+    wholes = [{"dense": 9.0, "sparse": 2.0, "transposed": 1.99}]
+    timer = FakeTimer([{"dense": 9.0, "csr": 1.0}] * 6, wholes)
+    fast, report = use_sparse_kernels(net, X, kernels=["csr"], timer=timer)
+    assert (report.transposed, report.ms) == ((), 2000.0)
+    assert fast.first(X).is_contiguous()
+
+
 def test_bytes_are_those_held_in_memory():
     net = model(0.9, 64)
     timer = FakeTimer([{"dense": 9.0, "csr": 1.0}] * 2 + [{"dense": 1.0}])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from setpoint.deploy.kernels.chains import chained, left_transposed
 from setpoint.deploy.kernels.layers import Calls, Site, find_sites, recorded_calls
 from setpoint.deploy.kernels.matrices import nbytes
 from setpoint.deploy.kernels.race import Race, Timer, gain
@@ -100,6 +101,19 @@ def _called(run: _Run, sites: Sequence[Site]) -> list[tuple[Site, Calls]]:
     return [(site, calls.get(site.module, Calls())) for site in sites]
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A model with layers swapped.
+
+    Attributes:
+        model: the dense one's copy, which shares all other tensors with it.
+        transposed: names of the layers that leave their outputs transposed.
+    """
+
+    model: nn.Module
+    transposed: tuple[str, ...] = ()
+
+
 @dataclass
 class _Settlement:
     """From the layers' choices to a model that is faster as a whole."""
@@ -109,53 +123,65 @@ class _Settlement:
     trials: list[Trial]
 
     def settle(self) -> tuple[nn.Module, KernelReport]:
-        dense_ms, expected = None, self.run.outputs(self.run.dense)
+        dense, dense_ms, expected = self.run.dense, None, self.run.outputs(self.run.dense)
         while swapped := [trial for trial in self.trials if trial.layer is not None]:
-            fast = self._assembled()
-            off = difference(expected, self._outputs(fast, swapped))
+            found = self._candidates(swapped)
+            off = max(difference(expected, self.run.outputs(one.model)) for one in found.values())
             if off > max(self.rules.tolerated(trial.site.weight.dtype) for trial in swapped):
                 why = f"the outputs differ by {off:.2g} of their size"
             else:
-                times = self.rules.timer({"dense": self.run.of(self.run.dense), "sparse": self.run.of(fast)})
-                dense_ms, faster = 1e3 * median(times["dense"]), gain(times["dense"], times["sparse"])
+                runs = {"dense": self.run.of(dense)} | {name: self.run.of(one.model) for name, one in found.items()}
+                times = self.rules.timer(runs)
+                ms, best = {name: 1e3 * median(taken) for name, taken in times.items()}, "sparse"
+                if "transposed" in found and gain(times["sparse"], times["transposed"]) >= 1.0 + _MARGIN_OF_ALL:
+                    best = "transposed"
+                dense_ms, faster = ms["dense"], gain(times["dense"], times[best])
                 if faster >= 1.0 + _MARGIN_OF_ALL:
-                    return fast, self._report(fast, dense_ms, 1e3 * median(times["sparse"]), faster, off)
+                    return found[best].model, self._report(found[best], dense_ms, ms[best], faster, off)
                 why = f"the model is {faster:.2f} times as fast"
             # A quarter at a time, so that there are not as many races as layers.
             for trial in sorted(swapped, key=lambda trial: trial.saved_ms)[: (len(swapped) + 3) // 4]:
                 trial.give_back(f"given back: with {len(swapped)} layers swapped, {why}")
-        return self.run.dense, self._report(self.run.dense, dense_ms, dense_ms, 1.0, 0.0)
+        return dense, self._report(_Candidate(dense), dense_ms, dense_ms, 1.0, 0.0)
 
-    def _assembled(self) -> nn.Module:
-        """The dense model with its layers swapped, which shares all other tensors with it."""
-        dense = self.run.dense
-        memo: dict[int, Any] = {id(t): t for t in (*dense.parameters(), *dense.buffers())}
-        memo |= {id(trial.site.module): trial.layer for trial in self.trials if trial.layer is not None}
-        model: nn.Module = copy.deepcopy(dense, memo)
-        return model.eval()
-
-    def _outputs(self, model: nn.Module, swapped: Sequence[Trial]) -> list[Tensor]:
+    def _candidates(self, swapped: Sequence[Trial]) -> dict[str, _Candidate]:
+        """With the layers swapped; and with the outputs left transposed between those of them that allow it."""
+        layers = {trial.site.module: trial.layer for trial in swapped if trial.layer is not None}
+        plain = self._assembled(layers)
         try:
-            return self.run.outputs(model)
+            stay = chained(plain, lambda model: self.run.of(model)())
         except Exception as error:
             names = ", ".join(trial.site.name for trial in swapped)
             raise RuntimeError(
                 f"the model fails with the kernels of these layers swapped: {names}; leave out with exclude=... those "
                 f"whose weights it reads itself ({error})"
             ) from error
+        if not stay:
+            return {"sparse": _Candidate(plain)}
+        twins = {old: left_transposed(new) if new in stay else new for old, new in layers.items()}
+        names_of = tuple(trial.site.name for trial in swapped if trial.layer in stay)
+        return {"sparse": _Candidate(plain), "transposed": _Candidate(self._assembled(twins), names_of)}
+
+    def _assembled(self, layers: Mapping[nn.Module, nn.Module]) -> nn.Module:
+        dense = self.run.dense
+        memo: dict[int, Any] = {id(t): t for t in (*dense.parameters(), *dense.buffers())}
+        memo |= {id(old): new for old, new in layers.items()}
+        model: nn.Module = copy.deepcopy(dense, memo)
+        return model.eval()
 
     def _report(
-        self, model: nn.Module, dense_ms: float | None, ms: float | None, faster: float, off: float
+        self, one: _Candidate, dense_ms: float | None, ms: float | None, faster: float, off: float
     ) -> KernelReport:
-        device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        device = next((t.device for t in (*one.model.parameters(), *one.model.buffers())), torch.device("cpu"))
         return KernelReport(
             layers=tuple(trial.report() for trial in self.trials),
+            transposed=one.transposed,
             dense_ms=dense_ms,
             ms=ms,
             gain=faster,
             difference=off,
             dense_bytes=nbytes(self.run.dense),
-            bytes=nbytes(model),
+            bytes=nbytes(one.model),
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             threads=torch.get_num_threads(),
             margin=self.rules.margin,

@@ -27,13 +27,14 @@ class SparseMatrix(nn.Module, ABC):
 
     Attributes:
         rows, columns: its shape.
+        transposed: whether `linear` is to leave its output transposed in memory, if its kernel computes it so.
     """
 
     _dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64)
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
-        self.rows, self.columns = rows, columns
+        self.rows, self.columns, self.transposed = rows, columns, False
 
     @classmethod
     def refusal(cls, weight: Tensor) -> str | None:
@@ -50,7 +51,7 @@ class SparseMatrix(nn.Module, ABC):
 
     @abstractmethod
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        """`input @ self.T + bias` of shape (n, rows), contiguous, for an input (n, columns)."""
+        """`input @ self.T + bias` of shape (n, rows), for an input (n, columns)."""
 
     @abstractmethod
     def pointwise(self, input: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,7 +128,7 @@ class CompressedMatrix(SparseMatrix):
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """See the base class."""
         run = torch.ops.setpoint.compressed_linear if opaque(input) else compressed_linear
-        out: Tensor = run(input, self.compressed, self.indices, self.values, bias)
+        out: Tensor = run(input, self.compressed, self.indices, self.values, bias, self.transposed)
         return out
 
     def pointwise(self, input: Tensor, bias: Tensor | None) -> Tensor:

@@ -60,7 +60,9 @@ class SparseLayer(nn.Module):
 
 
 class SparseLinear(SparseLayer):
-    """In place of `torch.nn.Linear`: inputs (*, in_features), outputs (*, out_features), contiguous.
+    """In place of `torch.nn.Linear`: inputs (*, in_features), outputs (*, out_features).
+
+    Outputs are contiguous, unless the matrix is to leave them transposed (`SparseMatrix.transposed`).
 
     Args:
         matrix: of shape (out_features, in_features).

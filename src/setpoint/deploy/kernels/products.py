@@ -19,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 _PARTS = "Tensor compressed, Tensor indices, Tensor values, Tensor? bias"
 _library: Any = torch.library.Library("setpoint", "DEF")  # type: ignore[no-untyped-call]
-_library.define(f"compressed_linear(Tensor input, {_PARTS}) -> Tensor")
+_library.define(f"compressed_linear(Tensor input, {_PARTS}, bool transposed) -> Tensor")
 _library.define(f"compressed_pointwise(Tensor input, {_PARTS}) -> Tensor")
 _library.define(
     "semi_structured_linear(Tensor input, Tensor packed, Tensor? meta, Tensor? bias, int rows, bool cutlass) -> Tensor"
@@ -27,7 +27,7 @@ _library.define(
 
 
 def compressed_linear(
-    input: Tensor, compressed: Tensor, indices: Tensor, values: Tensor, bias: Tensor | None
+    input: Tensor, compressed: Tensor, indices: Tensor, values: Tensor, bias: Tensor | None, transposed: bool
 ) -> Tensor:
     """`input @ W.T + bias` for a matrix W in compressed rows (CSR), or compressed rows of square blocks (BSR).
 
@@ -39,9 +39,11 @@ def compressed_linear(
         indices: the column of each value (block).
         values: of shape (stored,), or (stored, b, b) for blocks.
         bias: of shape (rows,).
+        transposed: leave the output as the product has it, with the examples next to each other in memory. That is
+            what the next such product wants, too.
 
     Returns:
-        Of shape (n, rows), contiguous.
+        Of shape (n, rows), contiguous unless it is left transposed.
     """
     if not len(input):
         return input.new_empty(0, _rows(compressed, values))
@@ -50,7 +52,7 @@ def compressed_linear(
         vector = torch.mv(matrix, input[0]) if bias is None else torch.addmv(bias, matrix, input[0])
         return vector.unsqueeze(0)
     product = torch.mm(matrix, input.t()) if bias is None else torch.addmm(bias[:, None], matrix, input.t())
-    return product.t().contiguous()
+    return product.t() if transposed else product.t().contiguous()
 
 
 def compressed_pointwise(
@@ -121,8 +123,11 @@ def _rows(compressed: Tensor, values: Tensor) -> int:
     return (len(compressed) - 1) * (values.shape[1] if values.dim() == 3 else 1)
 
 
-def _fake_linear(input: Tensor, compressed: Tensor, indices: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-    return input.new_empty(input.shape[0], _rows(compressed, values))
+def _fake_linear(
+    input: Tensor, compressed: Tensor, indices: Tensor, values: Tensor, bias: Tensor | None, transposed: bool
+) -> Tensor:
+    n, rows = input.shape[0], _rows(compressed, values)
+    return input.new_empty(rows, n).t() if transposed and n > 1 else input.new_empty(n, rows)
 
 
 def _fake_pointwise(input: Tensor, compressed: Tensor, indices: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:

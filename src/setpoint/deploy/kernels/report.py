@@ -44,6 +44,7 @@ class KernelReport:
 
     Attributes:
         layers: all that have a weight, in the model's order.
+        transposed: names of the swapped layers whose outputs stay transposed in memory, as the next ones take them.
         dense_ms: median time of a forward pass of the dense model; None where no layer had a faster kernel.
         ms: of the model that came back.
         gain: how many times faster it is: the median of paired ratios; 1 where it is the dense one.
@@ -56,6 +57,7 @@ class KernelReport:
     """
 
     layers: tuple[LayerKernels, ...]
+    transposed: tuple[str, ...]
     dense_ms: float | None
     ms: float | None
     gain: float
@@ -73,7 +75,7 @@ class KernelReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self) | {"swapped": list(self.swapped)}
+        return asdict(self) | {"swapped": self.swapped}
 
     def __str__(self) -> str:
         kernels = list(dict.fromkeys(name for layer in self.layers for name in layer.kernels_ms))
@@ -84,6 +86,8 @@ class KernelReport:
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [self._title()]
         lines += ["  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))]) for r in rows]
+        if self.transposed:
+            lines.append(f"outputs stay transposed in memory after {', '.join(self.transposed)}")
         return "\n".join([*lines, *(f"{la.name} stays dense: {la.reason}" for la in self.layers if la.reason)])
 
     def _title(self) -> str:
