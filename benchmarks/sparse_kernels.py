@@ -7,51 +7,56 @@ All runs of a line are taken in turns. A line during which other processes were 
 the next call; one that is done is not repeated.
 
     OMP_NUM_THREADS=2 python benchmarks/sparse_kernels.py
-    OMP_NUM_THREADS=2 python benchmarks/sparse_kernels.py layers --sizes 1024 --batches 1
+    OMP_NUM_THREADS=1 python benchmarks/sparse_kernels.py layers --sizes 1024 --clock cpu
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from machine import describe
 from quiet import QUIET
-from sparse_layers import BLOCKS, time_layer
+from setpoint.deploy.kernels import Race
+from sparse_layers import time_layer
 from sparse_networks import HIDDEN, time_network
+from sparse_tables import page
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ("zeroed", "csr", "bsr", "fewer rows", "int8")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main() -> None:
     args = _arguments()
-    layers = partial(time_layer, seconds=args.seconds, patience=args.patience)
-    networks = partial(time_network, runs=args.runs, patience=args.patience)
+    race = Race(args.seconds, clock=CLOCKS[args.clock])
+    layers = partial(time_layer, race=race, patience=args.patience)
+    networks = partial(time_network, runs=args.runs, race=race, patience=args.patience)
     if args.part in ("all", "layers"):
         axes = {"n": args.sizes, "batch": args.batches, "zeros": args.zeros}
-        _fill("layers", axes, layers, args.results)
+        _fill("layers", axes, layers, args)
     if args.part in ("all", "networks"):
-        _fill("networks", {"name": list(HIDDEN), "batch": args.batches}, networks, args.results)
+        _fill("networks", {"name": list(HIDDEN), "batch": args.batches}, networks, args)
 
 
-def _fill(part: str, axes: dict[str, list[Any]], measure: Callable[..., dict[str, Any]], folder: Path) -> None:
+def _fill(
+    part: str, axes: dict[str, list[Any]], measure: Callable[..., dict[str, Any]], args: argparse.Namespace
+) -> None:
     """Measure the lines that are missing, and those that were disturbed: the quieter measurement stays."""
-    path = folder / "sparse_kernels.json"
+    path = args.results / "sparse_kernels.json"
     for values in product(*axes.values()):
-        results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        machine, key = describe(), dict(zip(axes, values))
-        # Figures of another machine, or of other threads, do not stand beside these.
-        if results.get(part, {}).get("machine") != machine:
-            results[part] = {"machine": machine, "rows": []}
-        rows = results[part]["rows"]
+        results: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        rows = _rows(results, {"part": part, "clock": args.clock, "machine": describe()})
+        key = dict(zip(axes, values))
         old = next((row for row in rows if key.items() <= row.items()), None)
-        if old is not None and _disturbance(old) <= QUIET:
+        if old is not None and (args.clock == "cpu" or _disturbance(old) <= QUIET):
             continue
         row = key | measure(**key)
         print(key, f"other processes used {_disturbance(row)} cores", flush=True)
@@ -60,7 +65,17 @@ def _fill(part: str, axes: dict[str, list[Any]], measure: Callable[..., dict[str
         elif _disturbance(row) < _disturbance(old):
             rows[rows.index(old)] = row
         path.write_text(json.dumps(results, indent=1) + "\n")
-        path.with_suffix(".md").write_text("\n".join(_page(results)) + "\n")
+        path.with_suffix(".md").write_text("\n".join(page(results)) + "\n")
+
+
+def _rows(results: list[dict[str, Any]], where: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of what was measured there: other machines, numbers of threads and clocks have tables of their own."""
+    section = next((s for s in results if where.items() <= s.items()), None)
+    if section is None:
+        section = where | {"rows": []}
+        results.append(section)
+    rows: list[dict[str, Any]] = section["rows"]
+    return rows
 
 
 def _disturbance(row: dict[str, Any]) -> float:
@@ -77,61 +92,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait at a line for a quiet machine")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/sparse-kernels"), help="trained networks")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    return parser.parse_args()
-
-
-def _page(results: dict[str, Any]) -> list[str]:
-    lines = ["# Sparse kernels", "", "Times of the dense model divided by times of the other: above 1 is faster."]
-    if "layers" in results:
-        lines += ["", *_layers_page(results["layers"])]
-    if "networks" in results:
-        lines += ["", *_networks_page(results["networks"])]
-    return lines
-
-
-def _machine(part: dict[str, Any]) -> str:
-    m = part["machine"]
-    where = f"{m['processor']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}"
-    busy = [row["other_cores"] for row in part["rows"] if row["other_cores"] is not None]
-    return f"{where}. Other processes used {max(busy):.2f} cores at most during a line." if busy else f"{where}."
-
-
-def _layers_page(part: dict[str, Any]) -> list[str]:
-    lines = ["## Linear n x n", "", _machine(part), ""]
-    lines += [
-        "`zeroed`: the zeros in a dense matrix. `csr`: single weights are zero. `bsr`: whole blocks are; the best"
-    ]
-    lines += [f"of sides {', '.join(map(str, BLOCKS))}, in brackets. `fewer rows`: dense, with as large a part of its"]
-    lines += ["rows gone. `int8`: dense, no zeros, weights in int8.", ""]
-    lines += ["| n | batch | dense ms | zeros | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 4) + "|"]
-    for row in part["rows"]:
-        cells = [row["n"], row["batch"], f"{row['dense_ms']:.3g}", f"{100 * row['zeros']:g} %"]
-        cells += [_gain(row["gains"], column) for column in COLUMNS]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
-
-
-def _gain(gains: dict[str, float], column: str) -> str:
-    if column != "bsr":
-        return f"{gains[column]:.2f}"
-    best = max(BLOCKS, key=lambda b: gains[f"bsr{b}"])
-    return f"{gains[f'bsr{best}']:.2f} ({best})"
-
-
-def _networks_page(part: dict[str, Any]) -> list[str]:
-    head = ["network", "batch", "dense ms", "sparse ms", "faster", "int8", "bytes dense", "bytes sparse", "swapped"]
-    head += ["accuracy dense", "sparse", "int8"]
-    lines = ["## Networks on MNIST, 95 % of the weights zero (`magnitude`, 2 epochs)", "", _machine(part), ""]
-    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in part["rows"]:
-        report = row["report"]
-        times = [f"{ms:.3g}" if ms else "-" for ms in (report["dense_ms"], report["ms"])]
-        swapped = [f"{la['name']}: {la['chosen']}" for la in report["layers"] if la["chosen"] != "dense"]
-        cells = [row["name"], row["batch"], *times, f"{report['gain']:.2f}", f"{row['int8_gain']:.2f}"]
-        cells += [f"{report[name]:,}" for name in ("dense_bytes", "bytes")] + [", ".join(swapped) or "none"]
-        cells += [f"{100 * accuracy:.2f} %" for accuracy in row["accuracy"].values()]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu, on a busy machine, for one thread")
+    args = parser.parse_args()
+    if args.clock == "cpu" and torch.get_num_threads() != 1:
+        parser.error("the cpu clock adds up all threads: set OMP_NUM_THREADS=1")
+    return args
 
 
 if __name__ == "__main__":

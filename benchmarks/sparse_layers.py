@@ -20,9 +20,9 @@ BLOCKS = (4, 8, 16, 32)
 
 
 @torch.inference_mode()
-def time_layer(n: int, batch: int, zeros: float, *, seconds: float, patience: float) -> dict[str, Any]:
+def time_layer(n: int, batch: int, zeros: float, *, race: Race, patience: float) -> dict[str, Any]:
     """The dense layer's milliseconds, and how many times faster the others are."""
-    variants, x, race = _variants(n, zeros), torch.randn(batch, n), Race(seconds)
+    variants, x = _variants(n, zeros), torch.randn(batch, n)
     times, others = measured_quietly(
         lambda: race({name: partial(layer, x) for name, layer in variants.items()}), patience=patience
     )

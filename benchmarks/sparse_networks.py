@@ -23,12 +23,12 @@ HIDDEN = {"LeNet-300-100": (300, 100), "784-2048-2048-10": (2048, 2048)}
 EPOCHS, BATCH, ZEROS = 2, 128, 0.95
 
 
-def time_network(name: str, batch: int, *, runs: Path, patience: float) -> dict[str, Any]:
+def time_network(name: str, batch: int, *, runs: Path, race: Race, patience: float) -> dict[str, Any]:
     """Train a network, if that is not done yet, and measure it: dense, sparse, and in int8."""
     data = load_dataset("mnist")
     model = _trained(runs / f"{name}.safetensors", HIDDEN[name], data)
     images, labels = _scaled(data.test.inputs), data.test.targets
-    row = _measure(model, images[:batch], patience)
+    row = _measure(model, images[:batch], race, patience)
     row["accuracy"] = {kind: _accuracy(row.pop(kind), images, labels) for kind in ("dense", "sparse", "int8")}
     return row
 
@@ -57,12 +57,12 @@ def _trained(path: Path, hidden: tuple[int, int], data: Dataset) -> nn.Module:
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, x: torch.Tensor, patience: float) -> dict[str, Any]:
+def _measure(model: nn.Module, x: torch.Tensor, race: Race, patience: float) -> dict[str, Any]:
     quantised = int8(model)
 
     def run() -> dict[str, Any]:
-        fast, report = use_sparse_kernels(model, x)
-        times = Race()({"dense": lambda: model(x), "int8": lambda: quantised(x)})
+        fast, report = use_sparse_kernels(model, x, timer=race)
+        times = race({"dense": lambda: model(x), "int8": lambda: quantised(x)})
         return {
             "report": report.to_dict(),
             "int8_gain": round(gain(times["dense"], times["int8"]), 3),

@@ -1,5 +1,7 @@
 """Races on a clock of our own: turns, samples of many short runs, and as many rounds as the time allows."""
 
+from itertools import pairwise
+
 import pytest
 
 from setpoint.deploy.kernels import Race
@@ -9,9 +11,11 @@ from setpoint.deploy.kernels import race as module
 class Clock:
     """A clock that only runs move on."""
 
-    def __init__(self, monkeypatch, costs):
+    def __init__(self, costs):
         self.now, self.calls, self.costs = 0.0, [], costs
-        monkeypatch.setattr(module.time, "perf_counter", lambda: self.now)
+
+    def race(self, **options):
+        return Race(clock=lambda: self.now, **options)(self.runs())
 
     def runs(self):
         def run(name):
@@ -22,9 +26,9 @@ class Clock:
         return {name: lambda name=name: run(name) for name in self.costs}
 
 
-def test_times_are_those_of_one_run_however_short(monkeypatch):
-    clock = Clock(monkeypatch, {"dense": 3e-3, "sparse": 1e-5})
-    times = Race(seconds=0.1)(clock.runs())
+def test_times_are_those_of_one_run_however_short():
+    clock = Clock({"dense": 3e-3, "sparse": 1e-5})
+    times = clock.race(seconds=0.1)
     assert {name: len(taken) for name, taken in times.items()} == {"dense": 32, "sparse": 32}
     assert times["dense"] == pytest.approx([3e-3] * 32)
     assert times["sparse"] == pytest.approx([1e-5] * 32)
@@ -32,22 +36,28 @@ def test_times_are_those_of_one_run_however_short(monkeypatch):
     assert clock.calls.count("sparse") >= 2 + 32 * 10, "samples of a tenth of a millisecond at least"
 
 
-def test_runs_take_turns_there_and_back(monkeypatch):
-    clock = Clock(monkeypatch, {"a": 1.0, "b": 1.0, "c": 1.0})
-    Race(seconds=1, fewest=3)(clock.runs())
-    assert "".join(clock.calls[6:]) in ("cba" + "abc" + "cba", "abc" + "cba" + "abc")
+def test_runs_take_turns_in_every_order_and_none_follows_itself():
+    clock = Clock({"a": 1.0, "b": 1.0, "c": 1.0})
+    clock.race(seconds=1, fewest=40)
+    turns = clock.calls[6:]
+    rounds = ["".join(turns[i : i + 3]) for i in range(0, 120, 3)]
+    assert set(rounds) == {"abc", "acb", "bac", "bca", "cab", "cba"}
+    assert all(one != two for one, two in pairwise(turns))
+    clock = Clock({"a": 1.0, "b": 1.0})
+    clock.race(seconds=1, fewest=5)
+    assert "".join(clock.calls[4:]) in ("ab" * 5, "ba" * 5)
 
 
-def test_rounds_are_bounded(monkeypatch):
-    slow = Race(seconds=0.1, fewest=5)(Clock(monkeypatch, {"a": 60.0}).runs())
-    quick = Race(seconds=1e9, fewest=1, most=7)(Clock(monkeypatch, {"a": 1e-3}).runs())
+def test_rounds_are_bounded():
+    slow = Clock({"a": 60.0}).race(seconds=0.1, fewest=5)
+    quick = Clock({"a": 1e-3}).race(seconds=1e9, fewest=1, most=7)
     assert (len(slow["a"]), len(quick["a"])) == (5, 7)
 
 
-def test_a_machine_that_slows_down_does_not_tell_on_the_ratio(monkeypatch):
+def test_a_machine_that_slows_down_does_not_tell_on_the_ratio():
     # From the thirtieth call on all takes ten times as long.
-    clock = Clock(monkeypatch, {n: lambda i, c=c: c * (10 if i > 30 else 1) for n, c in (("a", 0.2), ("b", 0.1))})
-    times = Race(seconds=1, fewest=25)(clock.runs())
+    clock = Clock({n: lambda i, c=c: c * (10 if i > 30 else 1) for n, c in (("a", 0.2), ("b", 0.1))})
+    times = clock.race(seconds=1, fewest=25)
     assert max(times["a"]) > 5 * min(times["a"])
     assert module.gain(times["a"], times["b"]) == pytest.approx(2.0)
 
