@@ -84,8 +84,12 @@ class _Run:
 
     def __init__(self, dense: nn.Module, example: Any) -> None:
         self.dense = dense
-        self.keywords = dict(example) if isinstance(example, Mapping) else {}
-        self.arguments = () if self.keywords else example if isinstance(example, tuple) else (example,)
+        self.keywords: dict[str, Any] = {}
+        self.arguments: tuple[Any, ...] = ()
+        if isinstance(example, Mapping):
+            self.keywords = dict(example)
+        else:
+            self.arguments = example if isinstance(example, tuple) else (example,)
 
     def of(self, model: nn.Module) -> Callable[[], object]:
         return lambda: model(*self.arguments, **self.keywords)

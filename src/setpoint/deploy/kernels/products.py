@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 _PARTS = "Tensor compressed, Tensor indices, Tensor values, Tensor? bias"
-_library: Any = torch.library.Library("setpoint", "DEF")  # type: ignore[no-untyped-call]
+_library: Any = torch.library.Library("setpoint", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(f"compressed_linear(Tensor input, {_PARTS}, bool transposed) -> Tensor")
 _library.define(f"compressed_pointwise(Tensor input, {_PARTS}) -> Tensor")
 _library.define(
