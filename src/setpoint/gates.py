@@ -104,7 +104,7 @@ class Gates:
 
     Gates multiply the layer's parameter itself; where a unit is a whole output and a batch norm follows the layer, they
     multiply that norm's scale and shift instead. In front of the norm their effect would be divided out again. Of units
-    that cross layers they multiply what reads them, which is behind every norm.
+    that cross layers they multiply what reads them, which is behind every norm, and of branches their last maps.
 
     Args:
         model: that holds the parameters.
@@ -135,7 +135,7 @@ class Gates:
         return {
             layer.name: names[sites[0].module]
             for layer, sites in zip(self._layers, self._sites)
-            if isinstance(sites[0].module, _BatchNorm)
+            if layer.partition.whole_outputs and isinstance(sites[0].module, _BatchNorm)
         }
 
     @norms.setter

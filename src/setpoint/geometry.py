@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from setpoint.units import Partition
+from setpoint.units import Layer, Partition
 
 FOLLOWED = (SGD, Adam, AdamW)
 
@@ -45,6 +45,31 @@ def proximal_geometry(optimizer: Optimizer, parameter: Tensor, partition: Partit
         return float(group["lr"]), _denominator(_means(moment, parameter, partition), state, group)
     names = ", ".join(kind.__name__ for kind in FOLLOWED)
     raise ValueError(f"optimizer {type(optimizer).__name__} takes steps of unknown geometry; possible: {names}")
+
+
+@torch.no_grad()
+def layer_geometry(optimizer: Optimizer, layer: Layer) -> tuple[float, Tensor | None]:
+    """Step size and metric of one optimizer step on a layer's units, as their magnitudes have it.
+
+    Of units that reach into several parameters, those of the first one. A magnitude that is a norm by a scale s has the
+    metric `h s^2`.
+
+    Returns:
+        As `proximal_geometry`; the step is the largest of several, and the metric of smaller ones the larger.
+    """
+    parts = layer.leading
+    found = [proximal_geometry(optimizer, part.parameter, part.partition) for part in parts]
+    if len(parts) == 1 and layer.scale is None:
+        return found[0]
+    base = max(step for step, _ in found)
+    if base == 0.0:
+        return 0.0, None
+    metric = torch.zeros(layer.counts, device=layer.device)
+    for part, (step, h) in zip(parts, found):
+        there = (part.partition.sizes() > 0).to(layer.device)
+        own = torch.ones(()) if h is None else h
+        metric += torch.where(there, own.to(metric) * (base / max(step, 1e-30 * base)), 0.0)
+    return base, metric if layer.scale is None else metric * layer.scale.square().to(metric)
 
 
 @torch.no_grad()

@@ -438,13 +438,17 @@ class Sparsifier:
         self._history.append({"step": self._step, "asked": self._asked_now(), "zeros": self._zeros_at_update, **gauges})
 
     def _zeros(self) -> float:
-        """Fraction of entries that are zero, behind gates that are shut, or outside a support that may be zero."""
+        """Fraction of entries that are zero, or of units that are, or behind gates that are shut.
+
+        Where the support may hold zeros, of entries outside of it.
+        """
         there = {name: parameter != 0 for name, parameter in self._parameters.items()}
         if self.method.always_sparse:
             there = self.masks
-        if self._gates is not None and self._gates.attached:
-            for i, layer in enumerate(self._layers):
-                for part, spread in layer.spread(self._gates.open(i).reshape(layer.counts).float()):
+        gated = self._gates is not None and self._gates.attached
+        for i, layer in enumerate(self._layers):
+            if gated or len(layer.acted_on) < len(layer.parts):
+                for part, spread in layer.spread(self._kept_units(i).float()):
                     there[part.name] = there[part.name] & (spread != 0)
         entries = sum(parameter.numel() for parameter in self._parameters.values())
         return 1.0 - sum(int(torch.count_nonzero(t)) for t in there.values()) / entries

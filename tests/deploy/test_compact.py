@@ -9,7 +9,8 @@ from wiring_transformers import Decoder
 import setpoint
 from setpoint.deploy.compact import living_units
 from setpoint.recipes.models.bottleneck import BottleneckResNet
-from setpoint.units import layer_of
+from setpoint.units import layers_of
+from setpoint.units.coupled import layer_of
 from setpoint.wiring import derive
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -53,7 +54,7 @@ def test_a_unit_with_one_entry_stays_and_a_group_keeps_one():
         for tensor in (model[2].bias[:4], model[4].weight[:, :4]):
             tensor.zero_()
         model[2].bias[1] = 3
-    kept = living_units(model, derive(model, x))
+    kept = living_units(layers_of(model, derive(model, x), "neuron"))
     assert {name: units.tolist() for name, units in kept.items()} == {"0": [0], "2": [1, 4]}
     small = setpoint.compact(model, (x,))
     assert [tuple(m.weight.shape) for m in small if hasattr(m, "weight")] == [(1, 4), (2, 1), (2, 2)]

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from setpoint.budget.branches import costs_of_branches
 from setpoint.budget.flops import flops_of_widths, flops_per_entry
 from setpoint.budget.latency import LatencyOfWidths
 from setpoint.budget.target import Target
-from setpoint.budget.whole import WholeCost, bytes_of_widths, params_of_widths
+from setpoint.budget.whole import SeparateCosts, WholeCost, bytes_of_widths, params_of_widths
 from setpoint.units import Layer
-from setpoint.wiring import Wiring
+from setpoint.wiring import BRANCHES, Wiring
 
 
 def costs_of(
@@ -21,8 +22,8 @@ def costs_of(
     wiring: Wiring | None,
     target: Target | None,
     example_inputs: Any,
-) -> tuple[dict[str, float] | None, WholeCost | None]:
-    """What an entry of each layer costs, or what the whole model does by the widths of its groups.
+) -> tuple[dict[str, float] | None, WholeCost | SeparateCosts | None]:
+    """What an entry of each layer costs, or what the whole model does by the widths of its groups, or by its branches.
 
     Args:
         model: that holds the layers.
@@ -40,6 +41,8 @@ def costs_of(
     """
     counted = "params" if target is None else target.counted
     names = [layer.name for layer in layers]
+    if wiring is not None and names == [BRANCHES]:
+        return None, costs_of_branches(model, wiring.branches, counted, example_inputs)
     if counted == "flops":
         if example_inputs is None:
             raise ValueError("a target in FLOPs needs example_inputs=, what the model is called with")

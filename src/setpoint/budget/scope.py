@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from setpoint.budget.target import Cost, Target
-from setpoint.budget.whole import WholeCost
+from setpoint.budget.whole import SeparateCosts, WholeCost
 from setpoint.functional.budget import project_budget
 from setpoint.functional.budget_widths import project_widths
 from setpoint.units import Layer
@@ -105,7 +105,7 @@ def allocate(
     floor: int = 1,
     *,
     rates: Mapping[str, float] | None = None,
-    whole: WholeCost | None = None,
+    whole: WholeCost | SeparateCosts | None = None,
 ) -> tuple[Budget, ...]:
     """Divide the target among the layers.
 
@@ -122,7 +122,8 @@ def allocate(
             target it stays dense and is not counted).
         floor: units that no layer may lose.
         rates: by layer, what one of its entries costs, where that is not 1.
-        whole: the model's cost by the number of units that stay in each layer, for units that cross layers.
+        whole: the model's cost by the number of units that stay in each layer, or what each unit adds to it, for units
+            that cross layers.
 
     Raises:
         ValueError: if the budget is not possible, naming what is; if a glob fits no layer.
@@ -131,12 +132,14 @@ def allocate(
         raise ValueError(f"floor={floor} must be a number of units >= 0")
     if isinstance(scope, str) and scope not in ("global", "uniform", "erk"):
         raise ValueError(f"scope={scope!r} is none of global, uniform, erk, or a mapping of globs to sparsities")
-    if target is not None and target.multiple_of > 1 and whole is None:
+    if target is not None and target.multiple_of > 1 and (whole is None or isinstance(whole, SeparateCosts)):
         raise ValueError(
             f"multiple_of={target.multiple_of} rounds the widths of a smaller model: it takes units that cross layers "
             "(unit='channel', 'neuron' or 'head') and scope='global'"
         )
     cost: Cost = "params" if target is None else target.counted
+    if isinstance(whole, SeparateCosts):
+        return (_of_separate(layers, target, scope, floor, whole),)
     if whole is not None:
         return (_of_widths(layers, target, scope, floor, whole),)
     each = [
@@ -157,6 +160,38 @@ def allocate(
 
 def _of_widths(layers: Sequence[Layer], target: Target | None, scope: Scope, floor: int, whole: WholeCost) -> Budget:
     """One budget for all, in which what a unit costs depends on what else stays."""
+    target = _of_whole_model(target, scope)
+    counts = [math.prod(layer.counts) for layer in layers]
+    multiple = target.multiple_of
+    floors = [min(-(-floor // multiple) * multiple, n) for n in counts]
+    total, least = whole(counts), whole(floors)
+    kept = target.kept(total)
+    _check_possible(target, kept, total, least, max(floors))
+    everything = [torch.ones(n, dtype=torch.bool) for n in counts]
+    budget = Budget(
+        tuple(range(len(layers))), (), tuple(floors), total, 0.0, min(kept, total), 1.0 - kept / total, whole, multiple
+    )
+    return replace(budget, costs=tuple(budget.prices(everything)))
+
+
+def _of_separate(
+    layers: Sequence[Layer], target: Target | None, scope: Scope, floor: int, whole: SeparateCosts
+) -> Budget:
+    """One budget for all, of a whole model to which each unit adds a cost of its own."""
+    target = _of_whole_model(target, scope)
+    costs = [c.expand(layer.counts) for c, layer in zip(whole.units, layers)]
+    floors = [min(floor, c.numel()) for c in costs]
+    total = whole.fixed + sum(float(c.sum()) for c in costs)
+    # The largest units stay, which may be the dearest.
+    least = whole.fixed + sum(float(c.flatten().topk(n).values.sum()) for c, n in zip(costs, floors))
+    kept = target.kept(total)
+    _check_possible(target, kept, total, least, max(floors))
+    return Budget(
+        tuple(range(len(layers))), whole.units, tuple(floors), total, whole.fixed, min(kept, total), 1.0 - kept / total
+    )
+
+
+def _of_whole_model(target: Target | None, scope: Scope) -> Target:
     if scope != "global":
         raise ValueError(
             f"scope={scope!r} divides a budget among layers, but what lies between two layers belongs to both: "
@@ -164,21 +199,15 @@ def _of_widths(layers: Sequence[Layer], target: Target | None, scope: Scope, flo
         )
     if target is None or not target.has_budget:
         raise ValueError("no target was given: say how much is to go, such as target=0.5")
-    counts = [math.prod(layer.counts) for layer in layers]
-    multiple = 1 if target is None else target.multiple_of
-    floors = [min(-(-floor // multiple) * multiple, n) for n in counts]
-    total, least = whole(counts), whole(floors)
-    kept = target.kept(total)
+    return target
+
+
+def _check_possible(target: Target, kept: float, total: float, least: float, floor: int) -> None:
     if least > kept:
         raise ValueError(
             f"{target}: {kept:g} of the model's {total:g} {target.counted} may stay, but at least {least:g} do, at a "
-            f"floor of {max(floors)} unit(s) a layer: choose more units, a larger budget or a lower floor"
+            f"floor of {floor} unit(s) a layer: choose more units, a larger budget or a lower floor"
         )
-    everything = [torch.ones(n, dtype=torch.bool) for n in counts]
-    budget = Budget(
-        tuple(range(len(layers))), (), tuple(floors), total, 0.0, min(kept, total), 1.0 - kept / total, whole, multiple
-    )
-    return replace(budget, costs=tuple(budget.prices(everything)))
 
 
 def in_budgets(layers: Sequence[Layer], budgets: Sequence[Budget]) -> tuple[tuple[Layer, ...], tuple[Budget, ...]]:

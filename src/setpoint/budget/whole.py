@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 
@@ -13,6 +14,19 @@ from setpoint.wiring.layouts import Layout
 
 # Of how many units stay in each group, in the order of the layers.
 WholeCost = Callable[[Sequence[int]], float]
+
+
+@dataclass(frozen=True)
+class SeparateCosts:
+    """What a whole model costs where each unit adds a cost of its own, whatever else stays.
+
+    Attributes:
+        units: of each layer's units, float64.
+        fixed: of the model without any of them.
+    """
+
+    units: tuple[Tensor, ...]
+    fixed: float
 
 
 def params_of_widths(model: nn.Module, wiring: Wiring, groups: Sequence[str]) -> WholeCost:

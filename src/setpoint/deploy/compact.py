@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch.utils import _pytree
 from setpoint.deploy.running import difference, outputs_of
 from setpoint.inputs import call_arguments
 from setpoint.sparsifier import Sparsifier
-from setpoint.units import COUPLED, layer_of, unwrap
-from setpoint.wiring import Wiring, derive
+from setpoint.units import COUPLED, Layer, layers_of, unwrap
+from setpoint.wiring import BRANCHES, Wiring, derive
 
 # How far the smaller model's outputs may be from the masked one's, by the largest of these in size.
 _TOLERANCE = 1e-5
@@ -24,12 +24,14 @@ _TOLERANCE = 1e-5
 def compact(source: Sparsifier | nn.Module, example_inputs: Any = None) -> nn.Module:
     """A model without the units that went: fewer parameters, less memory, less arithmetic.
 
-    It is a copy in ordinary modules of smaller sizes, which needs nothing of this library. What it computes is what the
-    masked model computes. To train on, give it an optimizer of its own.
+    It is a copy in ordinary modules of smaller sizes, which needs nothing of this library. Where whole branches went,
+    modules without parameters that answer zeros stand in their places. What it computes is what the masked model
+    computes. To train on, give it an optimizer of its own.
 
     Args:
-        source: a run that is frozen, with units that cross layers (`unit="channel"`, `"neuron"`, `"head"`); or a model,
-            such as one that was loaded, of which all such units go that are zero in every parameter they reach into.
+        source: a run that is frozen, with units that cross layers (`unit="channel"`, `"neuron"`, `"head"`, `"layer"`);
+            or a model, such as one that was loaded, of which all channels, neurons and heads go that are zero in every
+            parameter they reach into.
         example_inputs: as the model is called: a tensor, a tuple of arguments, or a dict of them by name. If given, the
             outputs of both models on them are compared, in evaluation mode. A model needs them, to derive the units.
 
@@ -50,7 +52,7 @@ def _of_run(sparsifier: Sparsifier) -> tuple[nn.Module, Wiring, dict[str, Tensor
     if sparsifier.wiring is None:
         raise ValueError(
             "the units of this run are parts of single parameters, whose zeros cannot be taken out of a dense tensor; "
-            "possible: unit='channel', 'neuron' or 'head'"
+            "possible: unit='channel', 'neuron', 'head' or 'layer'"
         )
     if sparsifier.phase != "frozen":
         raise ValueError(f"the run is in its {sparsifier.phase} phase: what goes is known once it is frozen")
@@ -62,21 +64,15 @@ def _of_model(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, Wiring,
         raise ValueError("pass example_inputs=, what the model is called with, to derive which units it has")
     model = unwrap(model)
     wiring = derive(model, *call_arguments(example_inputs))
-    return model, wiring, living_units(model, wiring)
+    layers = [layer for unit in COUPLED if unit != "layer" for layer in layers_of(model, wiring, unit)]
+    return model, wiring, living_units(layers)
 
 
-def living_units(model: nn.Module, wiring: Wiring, kinds: Collection[str] | None = None) -> dict[str, Tensor]:
-    """Numbers of the units with an entry that is not zero, by group; of a group without any the first unit stays.
-
-    Args:
-        model: unwrapped.
-        wiring: of the model.
-        kinds: of groups to look at; by default all that units can be asked for by name.
-    """
-    kinds = {kind for known in COUPLED.values() for kind in known} if kinds is None else kinds
-    layers = [layer_of(model, group) for group in wiring.groups if group.kind in kinds]
+def living_units(layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """Numbers of the units with an entry that is not zero, by layer; of an axis without any the first unit stays."""
     alive = {layer.name: layer.alive().flatten().nonzero().flatten().cpu() for layer in layers}
-    return {name: units if len(units) else torch.zeros(1, dtype=torch.long) for name, units in alive.items()}
+    first = torch.zeros(1, dtype=torch.long)
+    return {name: units if len(units) or name == BRANCHES else first for name, units in alive.items()}
 
 
 def compare_outputs(model: nn.Module, small: nn.Module, example_inputs: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from setpoint.budget import Budget, Schedule, Target, Timeline
-from setpoint.geometry import proximal_geometry
+from setpoint.geometry import layer_geometry
 from setpoint.units import Layer, Partition
 
 
@@ -125,7 +125,7 @@ class Units:
 
     def geometry(self) -> list[tuple[float, Tensor | None]]:
         """The optimizer's step size and metric, layer by layer (`setpoint.geometry`)."""
-        return [proximal_geometry(self.optimizer, la.parts[0].parameter, la.partition) for la in self.layers]
+        return [layer_geometry(self.optimizer, layer) for layer in self.layers]
 
     def cut(self, scores: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Which units stay under the present budget, by magnitude or by the scores given: boolean tensors."""

@@ -102,9 +102,10 @@ class DeepHoyer(Method):
 
 def _energy_outside(units: Units, kept: Sequence[Tensor]) -> float:
     """Share of the layers' energy that the cut would take; what belongs to no unit, as the N of N:M, is inside."""
-    parameters = {part.parameter for layer in units.layers for part in layer.parts}
+    parameters = {part.parameter for layer in units.layers for part in layer.acted_on}
     norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64) for p in parameters]
-    lost = [m.masked_fill(k, 0.0).double().square().sum() for m, k in zip(units.magnitudes, kept)]
+    scales = [1.0 if layer.scale is None else layer.scale.to(layer.device) for layer in units.layers]
+    lost = [(m.masked_fill(k, 0.0).double() * s).square().sum() for m, k, s in zip(units.magnitudes, kept, scales)]
     whole = sum(float(n) ** 2 for n in norms)
     return sum(float(energy) for energy in lost) / whole if whole > 0 else 0.0
 

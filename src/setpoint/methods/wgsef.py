@@ -111,8 +111,8 @@ class GroupSparseEnvelope(Method):
     def after_step(self, units: Units) -> None:
         """Give each unit one second moment under Adam and AdamW."""
         if isinstance(units.optimizer, Adam | AdamW):
-            for layer in units.layers:
-                share_second_moment(units.optimizer, layer.parts[0].parameter, layer.partition)
+            for part in (part for layer in units.layers for part in layer.leading):
+                share_second_moment(units.optimizer, part.parameter, part.partition)
 
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """The proximal map, divided by the magnitudes."""

@@ -18,8 +18,7 @@ from setpoint.recipes.models import example_input
 from setpoint.recipes.opening import Opened, open_models
 from setpoint.recipes.parts import build_initial, evaluation_batches
 from setpoint.recipes.run_folder import RunFolder
-from setpoint.units import COUPLED
-from setpoint.wiring import derive
+from setpoint.units import COUPLED, layers_of, wiring_for
 
 
 def compact_run(folder: Path, *, batches: tuple[int, ...] = (1, 64)) -> dict[str, Measurement]:
@@ -49,8 +48,8 @@ def compact_run(folder: Path, *, batches: tuple[int, ...] = (1, 64)) -> dict[str
     dataset = load_dataset(config.data, seed=config.seed, context=config.context)
     model, small = (load(run.model, build_initial(config, dataset)) for _ in range(2))
     example = example_input(dataset.shape, device=config.device)
-    wiring = derive(model, example)
-    kept = living_units(model, wiring, COUPLED[config.unit])
+    wiring = wiring_for(model, config.unit, example)
+    kept = living_units(layers_of(model, wiring, config.unit))
     wiring.resize(small, kept)
     test = evaluation_batches(dataset.test, dataset, config)
     compare_outputs(model, small, (next(iter(test))[0],))

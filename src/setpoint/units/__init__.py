@@ -1,6 +1,6 @@
 """What becomes zero together: partitions of parameters into units."""
 
-from setpoint.units.coupled import COUPLED, is_coupled, layer_of, select_coupled
+from setpoint.units.coupled import COUPLED, is_coupled, layers_of, select_coupled, wiring_for
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
 from setpoint.units.names import plain_name, unwrap
@@ -23,11 +23,12 @@ __all__ = [
     "Unit",
     "VectorKind",
     "is_coupled",
-    "layer_of",
+    "layers_of",
     "partition",
     "plain_name",
     "select",
     "select_coupled",
     "unit_name",
     "unwrap",
+    "wiring_for",
 ]

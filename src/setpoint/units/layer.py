@@ -19,14 +19,17 @@ class Part:
         name: of the parameter.
         parameter: itself.
         partition: its entries by unit.
-        reads: whether a unit's entries are what reads its values, as the columns of the weight that follows do, rather
-            than all of the unit or what makes its values.
+        reads: whether what a unit does is in proportion to these entries: as it is to what reads its values, such as
+            the columns of the weight that follows, and to the last map of a branch.
+        follows: whether the entries go with their unit, and are otherwise left alone: they count in no magnitude, and
+            no factor acts on them.
     """
 
     name: str
     parameter: nn.Parameter
     partition: Partition
     reads: bool = False
+    follows: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +41,16 @@ class Layer:
 
     Attributes:
         name: of the parameter, or of the shared axis.
-        parts: the parameters; their partitions have the same counts.
+        parts: the parameters; their partitions have the same counts. The first does not follow.
+        scale: what the norms are divided by to give magnitudes that can be compared, where units differ in kind: of
+            the shape `counts`, on the CPU.
+        names: of the units, where each has one.
     """
 
     name: str
     parts: tuple[Part, ...]
+    scale: Tensor | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def partition(self) -> Partition:
@@ -69,18 +77,35 @@ class Layer:
         """How many entries belong to no unit and always stay, where the units are a pattern."""
         return self.partition.rest
 
+    @property
+    def acted_on(self) -> tuple[Part, ...]:
+        """The parts that count in magnitudes and that factors act on."""
+        return tuple(part for part in self.parts if not part.follows)
+
+    @property
+    def leading(self) -> tuple[Part, ...]:
+        """For each unit, the first part that has entries of it and does not follow."""
+        found: list[Part] = []
+        bare = torch.ones(self.counts, dtype=torch.bool)
+        for part in self.acted_on:
+            there = (part.partition.sizes() > 0).expand(self.counts)
+            if bool((bare & there).any()):
+                found.append(part)
+                bare = bare & ~there
+        return tuple(found)
+
     def sizes(self) -> Tensor:
         """How many entries each unit has: a float64 tensor that broadcasts to `counts`."""
         sizes = [part.partition.sizes() for part in self.parts]
         return sizes[0] if len(sizes) == 1 else torch.stack([size.expand(self.counts) for size in sizes]).sum(0)
 
     def magnitudes(self) -> Tensor:
-        """The l2 norm of each unit, in float32 or better, on the layer's device."""
-        norms = [part.partition.magnitudes(part.parameter.detach()) for part in self.parts]
-        if len(norms) == 1:
-            return norms[0]
-        whole: Tensor = torch.linalg.vector_norm(torch.stack([n.to(self.device) for n in norms]), dim=0)
-        return whole
+        """The l2 norm of each unit by its scale, in float32 or better, on the layer's device."""
+        norms = [part.partition.magnitudes(part.parameter.detach()) for part in self.acted_on]
+        whole = norms[0]
+        if len(norms) > 1:
+            whole = torch.linalg.vector_norm(torch.stack([n.to(self.device) for n in norms]), dim=0)
+        return whole if self.scale is None else whole / self.scale.to(whole)
 
     @torch.no_grad()
     def gradients(self) -> Tensor:
@@ -103,9 +128,10 @@ class Layer:
     def multiply(self, factors: Tensor) -> None:
         """Multiply the entries of each unit by its factor."""
         for part, spread in self.spread(factors):
-            part.parameter.mul_(spread.to(part.parameter.dtype))
+            if not part.follows:
+                part.parameter.mul_(spread.to(part.parameter.dtype))
 
     def alive(self) -> Tensor:
-        """Which units have an entry that is not zero."""
-        norms = [part.partition.magnitudes((part.parameter.detach() != 0).float()) for part in self.parts]
+        """Which units have an entry that is not zero, and does not merely follow."""
+        norms = [part.partition.magnitudes((part.parameter.detach() != 0).float()) for part in self.acted_on]
         return torch.stack([n.to(self.device) for n in norms]).amax(0) > 0

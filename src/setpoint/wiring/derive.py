@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from setpoint.wiring import rules
 from setpoint.wiring.axes import Axis, pin, unify
+from setpoint.wiring.branches import find, named
 from setpoint.wiring.groups import assemble
 from setpoint.wiring.modules import descriptions, siblings
 from setpoint.wiring.settle import Key, settle
 from setpoint.wiring.sizes import AttributeOf, Expression, Operation, SizeOf
+from setpoint.wiring.trial import removable
 from setpoint.wiring.walk import Walk
 from setpoint.wiring.watch import export
 from setpoint.wiring.wiring import Wiring
@@ -26,6 +30,7 @@ def derive(
     kwargs: Mapping[str, Any] | None = None,
     *,
     inexact_norms: bool = False,
+    branches: bool = False,
 ) -> Wiring:
     """Find out which axes of a model's tensors are one and the same, and which may change.
 
@@ -39,6 +44,8 @@ def derive(
         kwargs: example inputs by name.
         inexact_norms: leave axes free although layer, group or root-mean-square norms average over them. A model so
             resized differs from the masked one, as the norms then see other averages.
+        branches: look for residual branches as well, and put each to the test: for this alone the model is run, a
+            copy of it on random inputs.
 
     Where the model is not what it seems (a Python branch that depends on the mode, arithmetic of an extension that asks
     tensors for their sizes), `check` tells.
@@ -60,7 +67,16 @@ def derive(
         walk.fix(expression, _place(walk, expression), "its size is used as a number or compared")
     _join_siblings(model, walk)
     _pin_unread(walk)
-    return assemble(model, walk, settle(walk, _described(model, walk)))
+    wiring = assemble(model, walk, settle(walk, _described(model, walk)))
+    return _with_branches(model, wiring, program, inputs, kwargs or {}) if branches else wiring
+
+
+def _with_branches(
+    model: nn.Module, wiring: Wiring, program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Wiring:
+    found, refused = find(model, program, {name: first for first, names in wiring.aliases.items() for name in names})
+    fit, unfit = removable(model, named(model, found), args, kwargs)
+    return replace(wiring, branches=tuple(fit), refused=refused | unfit)
 
 
 def _place(walk: Walk, expression: Expression) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from setpoint.wiring.wiring import Group, Pin, Wiring
 
 
 def explain(model: nn.Module, args: tuple[Any, ...] | Tensor, kwargs: dict[str, Any] | None = None) -> str:
-    """Derive the wiring of a model and describe it: groups with their sizes, attributes that follow, and refusals.
+    """Derive the wiring of a model and describe it: groups, attributes that follow, branches, and all refusals.
 
     Args:
         model: to look at.
@@ -21,7 +22,7 @@ def explain(model: nn.Module, args: tuple[Any, ...] | Tensor, kwargs: dict[str, 
     Raises:
         ValueError: if the model cannot be exported.
     """
-    return describe(derive(model, args, kwargs))
+    return describe(derive(model, args, kwargs, branches=True))
 
 
 def describe(wiring: Wiring) -> str:
@@ -44,7 +45,16 @@ def describe(wiring: Wiring) -> str:
         axes = [f"{pin.tensor} axis {pin.axis}" for pin in found]
         more = f" and {len(axes) - 3} more" if len(axes) > 4 else ""
         lines.append(f"  {reason}{where}: {', '.join(axes[:3] if more else axes)}{more}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_branches(wiring)])
+
+
+def _branches(wiring: Wiring) -> Iterator[str]:
+    if wiring.branches or wiring.refused:
+        yield f"{len(wiring.branches)} residual branches may go whole:"
+        yield from (f"  {branch.name}: {', '.join(branch.parameters)}" for branch in wiring.branches)
+    if wiring.refused:
+        yield "Terms of sums that may not, and why:"
+        yield from (f"  {name}: {reason}" for name, reason in wiring.refused.items())
 
 
 def _group(group: Group) -> str:

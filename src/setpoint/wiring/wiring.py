@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 from setpoint.wiring.calls import Role
 from setpoint.wiring.layouts import Layout
+from setpoint.wiring.removal import Branch, take_out
 from setpoint.wiring.resize import resize
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+# What selections of residual branches go by; no module's path, as it has a space in it.
+BRANCHES = "residual branches"
 
 Kind = Literal["channel", "neuron", "head", "hidden", "other"]
 
@@ -102,6 +106,8 @@ class Wiring:
         layouts: for each tensor, how its axes are made of groups.
         aliases: all names of each tensor by its first.
         inexact: names of groups that norms average over, which `inexact_norms` left free.
+        branches: the residual branches that can be taken out, where they were looked for.
+        refused: by module, why other terms of sums are no such branches.
     """
 
     groups: tuple[Group, ...]
@@ -110,6 +116,8 @@ class Wiring:
     layouts: Mapping[str, tuple[Layout, ...]]
     aliases: Mapping[str, tuple[str, ...]]
     inexact: frozenset[str] = frozenset()
+    branches: tuple[Branch, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Group:
         """The group of this name.
@@ -125,6 +133,9 @@ class Wiring:
     def resize(self, model: nn.Module, selections: Mapping[str, Tensor]) -> None:
         """Keep, in this order, the selected units of some groups and all units of the others. In place.
 
+        Under the name `BRANCHES`, selections also say which of the residual branches stay: none may be named twice,
+        and all may go. Plain modules without parameters take the places of their modules.
+
         Parameters become new ones (tied ones stay tied) with their flags, dtype, device and memory format and without
         gradients; an optimizer must be made anew. Modules' attributes follow; configurations that modules share, such
         as those of the transformers library, do not. For a copy, deep-copy the model first.
@@ -138,9 +149,19 @@ class Wiring:
             ValueError: for a selection that is empty, not one-dimensional or out of range, and for a model whose
                 tensors are not those of the wiring.
         """
-        for name, selection in selections.items():
+        groups = {name: selection for name, selection in selections.items() if name != BRANCHES}
+        for name, selection in groups.items():
             _check(self[name], selection)
-        resize(model, self, selections)
+        gone = self._without(selections[BRANCHES]) if BRANCHES in selections else []
+        if groups:
+            resize(model, self, groups)
+        take_out(model, gone)
+
+    def _without(self, selection: Tensor) -> list[Branch]:
+        kept = selection.tolist()
+        if selection.dim() != 1 or len(set(kept)) < len(kept) or not set(kept) <= set(range(len(self.branches))):
+            raise ValueError(f"there are branches 0 to {len(self.branches) - 1}, each at most once; {kept} was given")
+        return [branch for i, branch in enumerate(self.branches) if i not in kept]
 
 
 def _check(group: Group, selection: Tensor) -> None:

@@ -1,0 +1,269 @@
+"""Branches put to the test: each is taken out of a copy of the model, which must run and compute the same."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from setpoint.meta import on_meta
+from setpoint.wiring.branches import Found
+from setpoint.wiring.removal import Branch, StandIn, Zeros, take_out, without
+from setpoint.wiring.resize import tensor_of
+
+_logger = logging.getLogger(__name__)
+_SEED = 7
+_Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+# What two runs of the same kernels may differ by, by the largest entry.
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class _Called:
+    """How a module was called, and what it answered."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    answer: Any
+
+
+def removable(
+    model: nn.Module, found: Mapping[str, Found], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[list[Branch], dict[str, str]]:
+    """Find out how branches can be taken out.
+
+    Each is taken out of a copy of the model alone, of fake tensors where the model runs on these, and must leave the
+    shapes of the outputs as they are, in evaluation and in training mode. Then all are taken out at once, and must
+    leave on random inputs what the model with their parameters at zero computes. The model stays as it is.
+
+    Args:
+        model: to look at.
+        found: the branches by their names.
+        args: inputs to call it with.
+        kwargs: likewise.
+
+    Returns:
+        Those that can be, in the order given, and by name why the others cannot.
+    """
+    trial = _Trial(model, args, kwargs)
+    with _own_randomness(model):
+        branches, refused = trial.alone(found)
+        wrong = trial.wrong_together(branches, {branch.place for branch in found.values()})
+    refused |= dict.fromkeys(wrong, "without it the model does not compute what it does with its weights at zero")
+    return [branch for branch in branches if branch.name not in wrong], refused
+
+
+@contextmanager
+def _own_randomness(model: nn.Module) -> Iterator[None]:
+    devices = sorted({p.get_device() for p in model.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+class _Trial:
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.model = model
+        self.inputs: _Inputs = (args, dict(kwargs))
+
+    # Each alone
+
+    def alone(self, found: Mapping[str, Found]) -> tuple[list[Branch], dict[str, str]]:
+        try:
+            fake = FakeTensorMode(allow_non_fake_inputs=True)
+            inputs = pytree.tree_map_only(Tensor, lambda t: fake.from_tensor(t.to("meta")), self.inputs)
+            run, calls = self._runner(on_meta(self.model, fake), inputs, found, fake)
+        except Exception as error:  # whatever a model raises where its tensors have no values
+            _logger.debug("the model does not run on fake tensors", exc_info=error)
+            try:
+                run, calls = self._runner(_sharing(self.model), self.inputs, found, nullcontext())
+            except Exception as fault:
+                reason = f"the model does not run on the example inputs in evaluation mode: {fault}"
+                return [], dict.fromkeys(found, reason)
+        branches: list[Branch] = []
+        refused: dict[str, str] = {}
+        for name, branch in found.items():
+            answer = _taken_out(name, branch, calls, run)
+            if isinstance(answer, Branch):
+                branches.append(answer)
+            else:
+                refused[name] = f"it cannot be taken out: {answer}"
+        return branches, refused
+
+    def _runner(
+        self, twin: nn.Module, inputs: _Inputs, found: Mapping[str, Found], mode: AbstractContextManager[Any]
+    ) -> tuple[Callable[[Branch], None], dict[str, _Called]]:
+        """What tells whether the model runs without a branch, and how the branches' modules are called."""
+
+        def shapes(training: bool) -> list[tuple[int, ...]]:
+            with mode:
+                return [tuple(t.shape) for t in _answer(twin.train(training), inputs)]
+
+        with _recorded(twin, [path for branch in found.values() for path in branch.modules]) as calls:
+            expected = {False: shapes(False)}
+        try:
+            expected[True] = shapes(True)
+        except Exception as error:  # such as norms that cannot train on one example: so be it
+            _logger.debug("the model does not run in training mode", exc_info=error)
+
+        def run(branch: Branch) -> None:
+            with without(twin, [branch]):
+                if any(shapes(training) != before for training, before in expected.items()):
+                    raise ValueError("the model's outputs would have other shapes")
+
+        return run, calls
+
+    # All together
+
+    def wrong_together(self, branches: Sequence[Branch], places: Set[str]) -> set[str]:
+        """The branches without which the model, or a module at these places, computes something else."""
+        if not branches or self._agrees(branches, places):
+            return set()
+        wrong = {branch.name for branch in branches if not self._agrees([branch], places)}
+        return wrong or {branch.name for branch in branches}
+
+    def _agrees(self, branches: Sequence[Branch], places: Set[str]) -> bool:
+        torch.manual_seed(_SEED)
+        inputs = pytree.tree_map_only(Tensor, _random_like, self.inputs)
+        masked, small = _sharing(self.model).eval(), _sharing(self.model).eval()
+        for branch in branches:
+            for name in branch.parameters:
+                _clear(masked, tensor_of(masked, name))
+        take_out(small, branches)
+        try:
+            pairs = zip(_everything(masked, inputs, places), _everything(small, inputs, places), strict=True)
+            return all(_same(one, other) for one, other in pairs)
+        except Exception as error:
+            _logger.debug("without its branches the model fails", exc_info=error)
+            return False
+
+
+def _taken_out(
+    name: str, found: Found, calls: Mapping[str, _Called], run: Callable[[Branch], None]
+) -> Branch | Exception:
+    """The branch with stand-ins as thin as its input, or else with those of their modules' own shapes; or the fault."""
+    for thin in (True, False):
+        answer = _tried(name, found, calls, run, thin)
+        if isinstance(answer, Branch):
+            break
+    return answer
+
+
+def _tried(
+    name: str, found: Found, calls: Mapping[str, _Called], run: Callable[[Branch], None], thin: bool
+) -> Branch | Exception:
+    try:
+        stand_ins = [_stand_in(path, calls, thin, handed) for path, handed in found.modules.items()]
+        branch = Branch(name, found.parameters, found.last, tuple(stand_ins))
+        run(branch)
+    except Exception as error:  # whatever a model raises where its modules answer otherwise
+        return error
+    return branch
+
+
+def _stand_in(path: str, calls: Mapping[str, _Called], thin: bool, handed: bool) -> StandIn:
+    called = calls.get(path)
+    if called is None:
+        raise ValueError(f"{path!r} is not called in evaluation mode")
+    given: dict[int | str, Any] = dict(enumerate(called.args))
+    given.update(called.kwargs)
+    tensors = {key: value for key, value in given.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    results = [r for r in pytree.tree_leaves(called.answer) if isinstance(r, Tensor)]
+    if not tensors or not results:
+        raise ValueError(f"{path!r} does not make tensors from tensors")
+    if handed and len(given) == len(called.args) == 1 and isinstance(called.answer, Tensor) and thin:
+        return StandIn(path, 0, None)
+    source = next((key for key, value in tensors.items() if value.shape == results[0].shape), next(iter(tensors)))
+    return StandIn(path, source, _described(path, called.answer, tensors[source], thin))
+
+
+def _described(path: str, answer: Any, source: Tensor, thin: bool) -> Any:
+    if isinstance(answer, Tensor):
+        dtype = None if answer.dtype == source.dtype else answer.dtype
+        apart = [i for i, (a, b) in enumerate(zip(answer.shape, source.shape)) if a != b]
+        if thin or answer.ndim != source.ndim or len(apart) != 1:
+            return Zeros(dtype=dtype)
+        return Zeros(tuple(size if i in apart else -1 for i, size in enumerate(answer.shape)), dtype)
+    if type(answer) in (tuple, list):
+        return type(answer)(_described(path, entry, source, thin) for entry in answer)
+    if type(answer) is dict:
+        return {key: _described(path, entry, source, thin) for key, entry in answer.items()}
+    if answer is None or isinstance(answer, bool | int | float | str):
+        return answer
+    raise ValueError(f"{path!r} answers with a {type(answer).__name__}")
+
+
+# Copies of a model
+
+
+def _sharing(model: nn.Module) -> nn.Module:
+    """A copy of a model with the same parameters; buffers, to which norms write, are copied."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+@torch.no_grad()
+def _clear(model: nn.Module, parameter: Tensor) -> None:
+    """Have zeros for a parameter, wherever a model has it."""
+    zeros = nn.Parameter(torch.zeros_like(parameter))
+    for module in model.modules():
+        for name, held in module._parameters.items():
+            if held is parameter:
+                module._parameters[name] = zeros
+
+
+# Runs
+
+
+@contextmanager
+def _recorded(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, _Called]]:
+    """How modules were called last, by their paths."""
+    calls: dict[str, _Called] = {}
+
+    def record(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
+            calls[path] = _Called(args, kwargs, answer)
+
+        return hook
+
+    handles = [model.get_submodule(p).register_forward_hook(record(p), with_kwargs=True) for p in paths]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, inputs: _Inputs) -> list[Tensor]:
+    args, kwargs = inputs
+    return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+
+def _everything(model: nn.Module, inputs: _Inputs, places: Set[str]) -> list[Tensor]:
+    """What a model answers, and modules within it."""
+    torch.manual_seed(_SEED)
+    with _recorded(model, sorted(places)) as calls:
+        answers = _answer(model, inputs)
+    inner = pytree.tree_leaves([calls[place].answer for place in sorted(calls)])
+    return [*answers, *(leaf for leaf in inner if isinstance(leaf, Tensor))]
+
+
+def _random_like(given: Tensor) -> Tensor:
+    """Random numbers in place of numbers, which may well be all zero; positions and truth values as they are."""
+    return torch.randn_like(given) if given.is_floating_point() else given
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    if not one.is_floating_point():
+        return bool((one == other).all())
+    scale = float(one.abs().max()) if one.numel() else 0.0
+    return torch.allclose(one, other, rtol=0.0, atol=_TOLERANCE * max(scale, 1e-30), equal_nan=True)
