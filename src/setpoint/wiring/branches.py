@@ -104,19 +104,20 @@ class _Search:
         terms = [term for root in self._roots() for term in self._terms(root)]
         taken: set[Node] = set()
         found: dict[Node, Found] = {}
-        refused: list[tuple[Node, str, str]] = []
+        refused: list[tuple[_Term, str, str]] = []
         for term in sorted(terms, key=lambda t: len(t.nodes)):
             if taken.isdisjoint(term.nodes) and any(not users.isdisjoint(term.nodes) for users in self.read.values()):
                 try:
                     branch = self._branch(term)
                 except _RefusedError as reason:
-                    refused.append((term.root, self._name(term, reason), str(reason)))
+                    refused.append((term, self._name(term, reason), str(reason)))
                 else:
                     if branch is not None:
                         found[term.node] = branch
                         taken |= term.nodes
         # What goes on inside of a branch that goes as a whole need not be told.
-        reasons = {name: reason for root, name, reason in reversed(refused) if root not in taken}
+        open_ = [entry for entry in refused if entry[0].root not in taken and entry[0].node not in taken]
+        reasons = {name: reason for _, name, reason in reversed(open_)}
         return [found[node] for node in self.flow.nodes if node in found], dict(reversed(reasons.items()))
 
     # Sums and their terms
@@ -125,14 +126,15 @@ class _Search:
         """Sums that are no mere part of another sum."""
         for node in self.flow.nodes:
             users = self.flow.users(node)
-            if self._is_sum(node) and not (len(users) == 1 and self._is_sum(next(iter(users)))):
+            if self._is_sum(node) and not (self._is_part(node) and self._is_sum(next(iter(users)))):
                 yield node
 
     def _is_sum(self, node: Node) -> bool:
         return node.op == "call_function" and node.target in _ADD and len(self.flow.inputs(node)) == 2
 
     def _is_part(self, node: Node) -> bool:
-        return self._is_sum(node) and len(self.flow.users(node)) == 1
+        users = self.flow.users(node)
+        return self._is_sum(node) and len(users) == 1 and self.flow.is_for(node, users)
 
     def _terms(self, root: Node) -> Iterator[_Term]:
         """All terms of a sum, those of sums that are parts of it included."""
@@ -159,7 +161,8 @@ class _Search:
     def _branch(self, term: _Term) -> Found | None:
         """The branch that a term with weights is; None where nobody would take it for one."""
         before = self.flow.ancestors([term.node])
-        skip = next((n for n in self._summed(term.others) if n in before), None)
+        # Of several, the last: the fewer values lie between, the fewer are for anything else.
+        skip = max((n for n in self._summed(term.others) if n in before), key=self.flow.place, default=None)
         if skip is None:
             if self._competes(term, before):
                 raise _NoSkipError("nothing would pass it by unchanged: what it is added to is not its own input")
@@ -167,7 +170,7 @@ class _Search:
         shapes = {tuple(n.meta["val"].shape) for n in (skip, term.node, term.root)}
         if len(shapes) > 1:
             raise _RefusedError(f"it has not the shape of what it is added to ({', '.join(map(str, sorted(shapes)))})")
-        if self.flow.users(term.node) != {term.parent}:
+        if not self.flow.is_for(term.node, {term.parent}):
             raise _RefusedError("its result is used elsewhere, too")
         leak = next((n for n in self.flow.between(skip, term.node) if n not in term.nodes), None)
         if leak is not None:
@@ -209,7 +212,7 @@ class _Search:
         last = tuple(name for name in own if name in self._last(term))
         if not last or not branch.vanishes_without(last):
             last = parameters
-        return Found(module_of(term.root), parameters, last, modules)
+        return Found(module_of(term.parent), parameters, last, modules)
 
     def _modules(self, term: _Term) -> dict[str, bool]:
         inside = {
@@ -246,7 +249,7 @@ class _Search:
     def _name(self, term: _Term, reason: _RefusedError) -> str:
         """The module that makes the sum, if none of its terms is a branch; otherwise the term's heaviest module."""
         whole = "" if isinstance(reason, _NoSkipError) else heaviest(self.model, self._modules(term))
-        return whole or module_of(term.root) or "the model"
+        return whole or module_of(term.parent) or "the model"
 
 
 def _joins(node: Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Set
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class Subgraph:
         values: dict[Node, Any] = {}
 
         def value(node: Node) -> Any:
+            node = self._flow.told_of(node)
             if node not in values:
                 values[node] = self._brought_in(node, zero)
             return values[node]
@@ -51,9 +53,16 @@ class Subgraph:
         for node in self._flow.calls(self._nodes):
             args, kwargs = map_arg((node.args, node.kwargs), value)
             assert callable(node.target)
-            values[node] = node.target(*args, **kwargs)
+            with self._mode(node):
+                values[node] = node.target(*args, **kwargs)
         found: Tensor = values[self._result]
         return found
+
+    def _mode(self, node: Node) -> AbstractContextManager[Any]:
+        if node not in self._flow.autocast:
+            return nullcontext()
+        device, dtype, on = self._flow.autocast[node]
+        return torch.autocast(device, dtype, on)
 
     def _brought_in(self, node: Node, zero: Collection[str]) -> Any:
         name = self._flow.parameters.get(node)
@@ -63,9 +72,8 @@ class Subgraph:
         if node in self._flow.buffers:
             return self._model.get_buffer(self._flow.buffers[node]).clone()  # norms in training mode write to them
         if node in self._flow.constants:
-            return self._flow.constants[node].clone()
-        if node.op == "get_attr":
-            return self._flow.attribute(node)
+            held = self._flow.constants[node]
+            return held.clone() if isinstance(held, Tensor) else held
         return pytree.tree_map_only(Tensor, _made_up, node.meta["val"])
 
 

@@ -48,7 +48,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 # Operators that run a graph as it stands, in another mode of autograd, autocast or checkpointing.
-_TRANSPARENT = ("wrap", "tag_activation_checkpoint")
+TRANSPARENT = ("wrap", "tag_activation_checkpoint")
 
 
 class Walk:
@@ -144,7 +144,7 @@ class Walk:
         arguments = resolved(with_sizes(node), environment)
         if not isinstance(node.target, torch._ops.OpOverload):
             inner = [a for a in arguments if isinstance(a, GraphModule)]
-            if len(inner) == 1 and str(node.target).startswith(_TRANSPARENT):
+            if len(inner) == 1 and str(node.target).startswith(TRANSPARENT):
                 return self._inner(inner[0], arguments[arguments.index(inner[0]) + 1 :])
         call = call_of(node, arguments, resolved(node.kwargs, environment))
         reason = opaque_reason(node.meta.get("nn_module_stack") or {})
