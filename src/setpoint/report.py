@@ -26,6 +26,7 @@ class LayerReport:
         params: how many entries its units have, those that they share with other groups' units included.
         params_kept: how many are not zero.
         requested: fraction of its cost asked to go, where the layer has a budget of its own.
+        gone: names of the units that are not left, where units have names.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LayerReport:
     params: int
     params_kept: int
     requested: float | None
+    gone: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, layer: Layer, kept: Tensor, requested: float | None) -> LayerReport:
@@ -43,8 +45,9 @@ class LayerReport:
         parameters = {part.name: part.parameter for part in layer.parts}  # which units may lie along two axes of
         left = sum(int(torch.count_nonzero(parameter)) for parameter in parameters.values())
         entries = sum(parameter.numel() for parameter in parameters.values())
+        gone = tuple(name for name, stays in zip(layer.names, kept.flatten().tolist()) if not stays)
         return cls(
-            layer.name, layer.parts[0].name, layer.shape, kept.numel(), int(kept.sum()), entries, left, requested
+            layer.name, layer.parts[0].name, layer.shape, kept.numel(), int(kept.sum()), entries, left, requested, gone
         )
 
     @property
@@ -212,6 +215,7 @@ class Report:
             lines.append(str(self.latency))
         if self.hoyer is not None:
             lines.append(f"average Hoyer sparsity {self.hoyer:.6f}")
+        lines += [f"gone: {', '.join(la.gone)}" for la in self.layers if la.gone]
         return "\n".join([*lines, *(f"left dense: {name}, {reason}" for name, reason in self.left_dense.items())])
 
 

@@ -42,14 +42,15 @@ class Sparsifier:
         method: a short name (`"gsp"`, `"magnitude"`) or an instance of a `setpoint.methods.Method`.
         target: `0.9` means that 90 % of the chosen weights go; `setpoint.Target` says anything else. May be left out
             for N:M patterns, which then go everywhere.
-        unit: what becomes zero together: see `setpoint.units.partition`.
+        unit: what becomes zero together: see `setpoint.units.partition`; or, across layers, `"channel"`, `"neuron"`,
+            `"head"`, `"layer"` (a residual branch): see `setpoint.units.coupled`.
         scope: who holds a budget: see `setpoint.budget.allocate`.
         steps: how many optimizer steps the run will take.
         schedule: the phases and the path between them; by default the method's.
         include, exclude: globs on parameter names: see `setpoint.units.select`.
         example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of them by name. Needed
             for units that cross layers, whose parts are derived from a forward pass on fake tensors, and for targets in
-            FLOPs.
+            FLOPs and milliseconds. For whole layers, copies of the model are run on random numbers in their place.
         floor: units that no layer may lose under any budget.
         nonfinite: what happens on a step whose gradients are not finite: `"skip"` it with a warning, or `"raise"`.
 

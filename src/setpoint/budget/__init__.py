@@ -6,7 +6,7 @@ from setpoint.budget.latency import LatencyOfWidths
 from setpoint.budget.schedule import Phase, Schedule, Timeline
 from setpoint.budget.scope import Budget, Scope, allocate, erk_densities, in_budgets, unit_costs
 from setpoint.budget.target import Cost, Target
-from setpoint.budget.whole import WholeCost, bytes_of_widths, params_of_widths
+from setpoint.budget.whole import SeparateCosts, WholeCost, bytes_of_widths, params_of_widths
 
 __all__ = [
     "Budget",
@@ -15,6 +15,7 @@ __all__ = [
     "Phase",
     "Schedule",
     "Scope",
+    "SeparateCosts",
     "Target",
     "Timeline",
     "WholeCost",

@@ -179,15 +179,16 @@ def _of_separate(
 ) -> Budget:
     """One budget for all, of a whole model to which each unit adds a cost of its own."""
     target = _of_whole_model(target, scope)
-    costs = [c.expand(layer.counts) for c, layer in zip(whole.units, layers)]
+    costs = [c.expand(layer.counts).flatten() for c, layer in zip(whole.units, layers)]
     floors = [min(floor, c.numel()) for c in costs]
+    # The largest units stay, dear as they may be. A single one does so by itself, as no unit is left out that fits.
+    held = [n if n > 1 else 0 for n in floors]
+    least = whole.fixed + sum(float(c.topk(n, largest=n > 1).values.sum()) for c, n in zip(costs, floors))
     total = whole.fixed + sum(float(c.sum()) for c in costs)
-    # The largest units stay, which may be the dearest.
-    least = whole.fixed + sum(float(c.flatten().topk(n).values.sum()) for c, n in zip(costs, floors))
     kept = target.kept(total)
     _check_possible(target, kept, total, least, max(floors))
     return Budget(
-        tuple(range(len(layers))), whole.units, tuple(floors), total, whole.fixed, min(kept, total), 1.0 - kept / total
+        tuple(range(len(layers))), whole.units, tuple(held), total, whole.fixed, min(kept, total), 1.0 - kept / total
     )
 
 

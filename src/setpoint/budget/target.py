@@ -12,8 +12,8 @@ Cost = Literal["units", "params", "flops", "bytes", "latency_ms"]
 class Target:
     """How much may stay. One of `sparsity`, `units`, `params`, `flops`, `bytes` and `latency_ms`, or `hoyer`, or both.
 
-    Units of single parameters are counted in the parameters chosen; units that cross layers (channels, neurons, heads)
-    in the whole model, as it is once they are taken out.
+    Units of single parameters are counted in the parameters chosen; units that cross layers (channels, neurons, heads,
+    whole layers) in the model, as it is once they are taken out.
 
     Attributes:
         sparsity: fraction of the cost that goes, in (0, 1).

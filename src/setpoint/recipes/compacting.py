@@ -49,12 +49,14 @@ def compact_run(folder: Path, *, batches: tuple[int, ...] = (1, 64)) -> dict[str
     model, small = (load(run.model, build_initial(config, dataset)) for _ in range(2))
     example = example_input(dataset.shape, device=config.device)
     wiring = wiring_for(model, config.unit, example)
-    kept = living_units(layers_of(model, wiring, config.unit))
+    layers = layers_of(model, wiring, config.unit)
+    kept = living_units(layers)
     wiring.resize(small, kept)
     test = evaluation_batches(dataset.test, dataset, config)
     compare_outputs(model, small, (next(iter(test))[0],))
+    gone = [name for la in layers for i, name in enumerate(la.names) if i not in kept[la.name].tolist()]
     costs = measure({"run": model, "compact": small}, example[0], batches=batches)
-    _write(run, small, kept, costs, evaluate(small, test))
+    _write(run, small, kept, gone, costs, evaluate(small, test))
     return costs
 
 
@@ -82,13 +84,19 @@ def compact_file(path: Path, to: Path, *, shape: str | None = None, trusted: Seq
 
 
 def _write(
-    run: RunFolder, small: nn.Module, kept: dict[str, Tensor], costs: dict[str, Measurement], test: Score
+    run: RunFolder,
+    small: nn.Module,
+    kept: dict[str, Tensor],
+    gone: Sequence[str],
+    costs: dict[str, Measurement],
+    test: Score,
 ) -> None:
     widths = {name: len(units) for name, units in kept.items()}
-    metadata = {**read_metadata(run.model), "widths": json.dumps(widths)}
+    metadata = {**read_metadata(run.model), "widths": json.dumps(widths), "gone": json.dumps(gone)}
     save(small, run.path / "compact.safetensors", metadata=metadata)
     figures = {
         "widths": widths,
+        "gone": gone,
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
         "costs": {name: asdict(cost) for name, cost in costs.items()},

@@ -33,7 +33,7 @@ class TrainConfig:
         hoyer: average Hoyer sparsity to reach, for the method gsp.
         cost: what the sparsity or the budget counts: params, units, flops, bytes or latency_ms.
         unit: what becomes zero together: weight, row, column, kernel, filter, a block such as 4x4, or 2:4; or what can
-            be taken out of the network: channel, neuron or head.
+            be taken out of the network: channel, neuron, head or layer (a residual branch).
         batch: examples of the forward pass whose flops or latency are counted.
         multiple_of: widths of channels, neurons and heads are multiples of this, or full.
         scope: who holds a budget: global, uniform or erk; in a file also a mapping from globs to sparsities.

@@ -3,6 +3,7 @@
 from setpoint.units.coupled import COUPLED, is_coupled, layers_of, select_coupled, wiring_for
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
+from setpoint.units.member import Member
 from setpoint.units.names import plain_name, unwrap
 from setpoint.units.partition import NM, Blocks, Partition, Slices, Unit, VectorKind, partition, unit_name
 from setpoint.units.positions import Positions
@@ -14,6 +15,7 @@ __all__ = [
     "Blocks",
     "Layer",
     "Layout",
+    "Member",
     "Part",
     "Partition",
     "Patterns",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -50,38 +50,65 @@ def select_coupled(
         ValueError: if there are no such units, if a pattern matches none, or for a parameter that cannot be taken.
     """
     wiring = wiring_for(model, unit, example_inputs)
-    candidates = dict(_candidates(wiring, unit))
-    for argument, given in (("include", include), ("exclude", exclude)):
-        for pattern in patterns(given) or ():
-            if not any(matches([name, *made], [pattern]) for name, (made, _) in candidates.items()):
-                possible = ", ".join(candidates) or "none"
-                what = "branch" if unit == "layer" else "group"
-                raise ValueError(f"{argument}={pattern!r} matches no {what} of unit {unit!r}; possible: {possible}")
+    candidates = list(_candidates(wiring, unit))
+    _check_patterns(unit, candidates, include=patterns(include), exclude=patterns(exclude))
     left = dict(wiring.refused) if unit == "layer" else dict(_pinned(wiring))
     parameters: dict[str, nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
     held = {p for group in optimizer.param_groups for p in group["params"]}
-    chosen = []
-    for name, (made, reached) in candidates.items():
-        included = include is None or matches([name, *made], patterns(include) or [])
-        if not included or matches([name, *made], patterns(exclude) or []):
+    chosen = {BRANCHES}
+    for candidate in candidates:
+        if not candidate.is_asked_for(patterns(include), patterns(exclude)):
             continue
-        tensors = [tensor for tensor in reached if tensor in parameters]
-        frozen = next((t for t in tensors if not parameters[t].requires_grad), None)
+        tensors = {plain_name(t): parameters[t] for t in candidate.reached if t in parameters}
+        frozen = next((name for name, p in tensors.items() if not p.requires_grad), None)
         if frozen is not None:
-            left[name] = f"its units reach into {plain_name(frozen)!r}, which is frozen (requires_grad is False)"
+            left[candidate.name] = f"its units reach into {frozen!r}, which is frozen (requires_grad is False)"
             continue
-        missing = next((t for t in tensors if parameters[t] not in held), None)
+        missing = next((name for name, p in tensors.items() if p not in held), None)
         if missing is not None:
             raise ValueError(
-                f"units of {name!r} reach into the parameter {plain_name(missing)!r}, which is not held by the "
+                f"units of {candidate.name!r} reach into the parameter {missing!r}, which is not held by the "
                 "optimizer: add it there, or leave the group out by exclude="
             )
-        chosen.append(name)
-    if not chosen:
+        chosen.add(candidate.name)
+    if chosen == {BRANCHES}:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items()) or "the model has none"
         raise ValueError(f"there are no units of kind {unit!r} to choose from ({reasons})")
     wiring = replace(wiring, branches=tuple(branch for branch in wiring.branches if branch.name in chosen))
-    return Selection(tuple(la for la in layers_of(model, wiring, unit) if la.name in (*chosen, BRANCHES)), left), wiring
+    return Selection(tuple(la for la in layers_of(model, wiring, unit) if la.name in chosen), left), wiring
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A group or a branch, the tensors that make its units' values, and all that the units reach into."""
+
+    name: str
+    made: Sequence[str]
+    reached: Sequence[str]
+
+    def fits(self, globs: Sequence[str]) -> bool:
+        return matches([self.name, *self.made], globs)
+
+    def is_asked_for(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
+        return (include is None or self.fits(include)) and not self.fits(exclude or ())
+
+
+def _candidates(wiring: Wiring, unit: str) -> Iterator[_Candidate]:
+    if unit == "layer":
+        yield from (_Candidate(b.name, b.parameters, b.parameters) for b in wiring.branches)
+    for group in wiring.groups:
+        if group.kind in COUPLED[unit]:
+            made = [s.tensor for s in group.slices if s.role == "produces"]
+            yield _Candidate(group.name, made, [s.tensor for s in group.slices])
+
+
+def _check_patterns(unit: str, candidates: Sequence[_Candidate], **given: Sequence[str] | None) -> None:
+    for argument, globs in given.items():
+        for pattern in globs or ():
+            if not any(candidate.fits([pattern]) for candidate in candidates):
+                possible = ", ".join(candidate.name for candidate in candidates) or "none"
+                kind = "branch" if unit == "layer" else "group"
+                raise ValueError(f"{argument}={pattern!r} matches no {kind} of unit {unit!r}; possible: {possible}")
 
 
 def wiring_for(model: nn.Module, unit: str, example_inputs: Any) -> Wiring:
@@ -94,16 +121,6 @@ def layers_of(model: nn.Module, wiring: Wiring, unit: str) -> list[Layer]:
     if unit == "layer":
         return [layer_of_branches(model, wiring.branches)]
     return [layer_of(model, group) for group in wiring.groups if group.kind in COUPLED[unit]]
-
-
-def _candidates(wiring: Wiring, unit: str) -> Iterator[tuple[str, tuple[list[str], list[str]]]]:
-    """Names of groups or branches, with the tensors that make their values and all that they reach into."""
-    if unit == "layer":
-        yield from ((b.name, (list(b.parameters), list(b.parameters))) for b in wiring.branches)
-    for group in wiring.groups:
-        if group.kind in COUPLED[unit]:
-            made = [s.tensor for s in group.slices if s.role == "produces"]
-            yield group.name, (made, [s.tensor for s in group.slices])
 
 
 def layer_of(model: nn.Module, group: Group) -> Layer:
