@@ -30,7 +30,8 @@ class Sparsifier:
     It hangs on the optimizer's hooks, so it works in any training loop, with gradient accumulation, clipping,
     autocast, gradient scalers, learning-rate schedulers and `torch.compile`. A run goes through three phases: `dense`
     (warm-up), `sparsify` (the budget shrinks along the schedule) and `frozen` (the support is fixed and meets the
-    target exactly; the survivors train on). Steps after the last one announced stay frozen.
+    target exactly; the survivors train on). Steps after the last one announced stay frozen. Methods that are sparse
+    from the first step on have no dense phase: constructing the sparsifier zeroes what is not in the first support.
 
     Its state rides in the optimizer's `state_dict()`, so checkpoints that hold the model's and the optimizer's state
     hold the run's. Restore by building the same sparsifier anew and loading both.
@@ -162,7 +163,11 @@ class Sparsifier:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """At every update of the sparsify phase: the step, the sparsity asked for then, and the method's gauges."""
+        """At every update of the sparsify phase: the step, the sparsity asked for then, and the method's gauges.
+
+        The first support of a method that is sparse throughout is an update at step 0. A gauge of several budgets is
+        their mean, by what each of them counts in all.
+        """
         return [dict(row) for row in self._history]
 
     @torch.no_grad()

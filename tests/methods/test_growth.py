@@ -179,7 +179,8 @@ def test_the_first_step_of_a_new_weight_late_in_training(kind, second_moment):
 
 
 def test_new_weights_get_the_mean_second_moment_of_the_old_ones():
-    model, opt, batch, sparsifier = sparsify(RigL(regrow=False), optimizer="adamw", end=40, interval=20)
+    method = RigL(regrow=False, second_moment="mean")
+    model, opt, batch, sparsifier = sparsify(method, optimizer="adamw", end=40, interval=20)
     train(model, opt, batch, 20)
     before = sparsifier.masks
     backward(model, batch, 20)

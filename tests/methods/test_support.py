@@ -6,7 +6,7 @@ from moving_runs import schedule, sparsify
 from torch import nn
 
 import setpoint
-from setpoint.methods import RigL, Static
+from setpoint.methods import RigL, SparseEvolutionaryTraining, Static
 
 from nets import build, mlp, train
 
@@ -47,15 +47,23 @@ def test_a_random_support_is_spread_evenly_and_does_not_touch_torchs_generator()
     assert not torch.equal(sparsifier.masks["0.weight"].flatten()[:6000], sparsifier.masks["2.weight"].flatten())
 
 
-def test_rows_of_any_cost_are_equally_likely():
-    """The cut ranks by magnitude for its cost; a random draw must not prefer what is cheap."""
+@pytest.mark.parametrize("grown", [False, True])
+def test_rows_of_any_cost_are_equally_likely(grown):
+    """The cut ranks by magnitude for its cost; what is drawn or grown at random must not prefer what is cheap."""
     model = nn.Sequential(nn.Linear(100, 300), nn.Linear(300, 300, bias=False))
     kept = torch.zeros(2)
-    for seed in range(10):
+    for seed in range(5):
         opt = torch.optim.SGD(model.parameters(), lr=0.1)
-        setpoint_run = setpoint.Sparsifier(model, opt, method=Static(seed=seed), target=0.5, unit="row", steps=10)
-        kept += torch.tensor([float(k.float().mean()) for k in setpoint_run._kept]) / 10
-        setpoint_run.remove()
+        method = SparseEvolutionaryTraining(seed=seed, drop_fraction=1.0, decay="constant")
+        sparsifier = setpoint.Sparsifier(
+            model, opt, method=method, target=0.5, unit="row", steps=10, schedule=schedule(9, 1)
+        )
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for _ in range(2 * grown):
+            opt.step()
+        kept += torch.tensor([float(k.float().mean()) for k in sparsifier._kept]) / 5
+        sparsifier.remove()
     assert torch.allclose(kept, torch.tensor(0.5), atol=0.05)
 
 
@@ -99,7 +107,7 @@ def test_phases_in_which_the_model_would_be_dense_are_refused(method, phases):
         ({"drop_fraction": 0.0}, r"drop_fraction=0.0 must lie in \(0, 1\]"),
         ({"decay": "quartic"}, "decay='quartic' is none of cosine, linear, constant"),
         ({"begin": "one"}, "begin='one' is none of zero, random"),
-        ({"second_moment": "max"}, "second_moment='max' is none of mean, zero"),
+        ({"second_moment": "max"}, "second_moment='max' is none of zero, mean"),
     ],
 )
 def test_options_are_checked(options, words):

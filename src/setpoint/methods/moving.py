@@ -21,7 +21,7 @@ from setpoint.methods.support import DrawnSupport, roots
 
 Decay = Literal["cosine", "linear", "constant"]
 Begin = Literal["zero", "random"]
-SecondMoment = Literal["mean", "zero"]
+SecondMoment = Literal["zero", "mean"]
 
 # Steps between two updates in RigL's paper.
 _INTERVAL = 100
@@ -48,8 +48,9 @@ class MovingSupport(DrawnSupport):
         begin: weights that grow are zero at first, so that growing changes nothing; or random, with the mean and the
             deviation of the survivors. Zero filters and rows whose bias is negative are dead behind a ReLU: those of
             gradient zero, which `rigl` avoids. Of units that cross layers, see `setpoint.methods.growth.plant`.
-        second_moment: of Adam and its kin, what new weights begin with: the mean over the old ones in their parameter,
-            or zero, with which their first step is 3.16 times the learning rate whatever their gradient.
+        second_moment: of Adam and its kin, what new weights begin with: zero, with which their first step late in the
+            run is 3.16 times the learning rate whatever their gradient, or the mean over the old ones in their
+            parameter, with which they move as those do.
         replace_step: leave out the optimizer's step of these weights at an update, rather than take it as well.
     """
 
@@ -57,7 +58,7 @@ class MovingSupport(DrawnSupport):
     decay: Decay = "cosine"
     regrow: bool = True
     begin: Begin = "zero"
-    second_moment: SecondMoment = "mean"
+    second_moment: SecondMoment = "zero"
     replace_step: bool = False
 
     def __post_init__(self) -> None:
@@ -112,7 +113,7 @@ class MovingSupport(DrawnSupport):
                 plant(layer, now & ~old, old, units.optimizer, generator, random=random, warm=warm)
             new = sum(int((now & ~old).sum()) for now, old in zip(kept, before))
             units.memory["moved"] = new / sum(int(now.sum()) for now in kept)
-            units.memory["seen"] = [seen | now for seen, now in zip(units.memory["seen"], kept)]
+            units.memory["seen"] = [seen.to(now.device) | now for seen, now in zip(units.memory["seen"], kept)]
         if self.replace_step:
             for part in (part for layer in units.layers for part in layer.parts):
                 part.parameter.grad = None

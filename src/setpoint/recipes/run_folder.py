@@ -39,7 +39,7 @@ class RunFolder:
 
     @property
     def updates(self) -> Path:
-        """A row for each update of the sparsify phase; not there if the schedule makes none."""
+        """A row for each update of the sparsify phase, and for a first support; not there if there is none."""
         return self.path / "updates.csv"
 
     @property
