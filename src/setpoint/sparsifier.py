@@ -433,7 +433,7 @@ class Sparsifier:
                 if factors is not None:
                     layer.multiply(factors)
             for key, value in self.method.gauges(units).items():
-                gauges[key] = gauges.get(key, 0.0) + value * units.budget.total / whole
+                gauges[key] = gauges.get(key, 0.0) + value * (units.budget.total / whole)
         self._gone = gone
         if self.method.always_sparse:
             self._kept = [kept[i] for i in range(len(self._layers))]

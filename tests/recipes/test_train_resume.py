@@ -110,6 +110,14 @@ def test_the_methods_gauges_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert path.read_bytes().startswith(begun)
 
 
+def test_a_support_that_moves_goes_on_where_it_was(tmp_path: Path) -> None:
+    config = replace(CONFIG, method="rigl", scope="erk", interval=5, dense_twin=False)
+    train_run(config, tmp_path / "whole")
+    stopped(tmp_path / "run", config)
+    train_run(config, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
 def stopped(folder: Path, config: TrainConfig = CONFIG) -> None:
     """Leave an unfinished run."""
 
