@@ -1,6 +1,7 @@
 """A model made again from its file: what comes back, and what cannot be described."""
 
 import argparse
+import copy
 import enum
 import functools
 import types
@@ -238,6 +239,7 @@ def test_modules_come_back_whole(tmp_path):
     assert found.none is None
     assert found.conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert "passing" not in found.state_dict()
+    assert torch.equal(copy.deepcopy(found)(X), expected)
     assert repr(found) == repr(model)
     for (name, one), (other_name, other) in zip(found.state_dict().items(), model.state_dict().items(), strict=True):
         assert name == other_name
@@ -336,6 +338,15 @@ class Ended(nn.Module):
         pass
 
 
+class Sulking:
+    """Cannot even be asked what it is."""
+
+    def __getattribute__(self, name):
+        if name != "__class__":
+            raise RuntimeError("leave me alone")
+        return Sulking
+
+
 def local():
     class Local(nn.Module):
         pass
@@ -380,6 +391,9 @@ CASES = {
     "nested too deeply, or in itself": lambda: Holder(loop=_loop()),
     "it was computed from tensors": lambda: Holder(tensor=torch.ones(3, requires_grad=True) * 2),
     "another view of the memory of 'weight'": lambda: _with_view(),
+    "RuntimeError: leave me alone": lambda: Holder(odd=Sulking()),
+    "which is TorchScript": lambda: torch.jit.script(nn.Linear(2, 2)),
+    "GraphModule": lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2))),
     "a tensor without data": lambda: Holder(tensor=torch.ones(2, device="meta")),
 }
 
@@ -396,7 +410,7 @@ def _with_view():
     return model
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("reason", CASES)
 def test_what_cannot_be_described_is_saved_as_weights_and_says_why(reason, tmp_path):
     text = reasons(CASES[reason](), tmp_path)

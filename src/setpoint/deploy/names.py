@@ -71,10 +71,10 @@ def find_all(names: Iterable[str], trusted: Collection[str]) -> list[Any]:
     modules = {name.partition(":")[0] for name in names if name not in _torch_functions()}
     unknown = sorted(module for module in modules if module not in sys.modules and not _may_import(module, trusted))
     if unknown:
-        packages = ", ".join(repr(package_of(module)) for module in dict.fromkeys(map(package_of, unknown)))
+        packages = tuple(dict.fromkeys(map(package_of, unknown)))
         raise ArchiveError(
             f"the model is made of code in {', '.join(unknown)}, which is not imported here. If you trust it, import "
-            f"it before, or name its package: load_model(path, trusted=({packages},))"
+            f"it before, or name its package: load_model(path, trusted={packages!r}), or --trust {packages[0]}"
         )
     for module in sorted(modules - sys.modules.keys()):
         _import(module)

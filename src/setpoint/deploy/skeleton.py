@@ -125,9 +125,10 @@ def _describe(entry: object, path: str, writer: Writer, stored: Stored, tables: 
             tables["tensors"].append(_write_tensor(writer, entry, path, stored))
         else:
             tables["objects"].append(_write_object(writer, entry, path))
-    except ObstacleError as error:
+    except Exception as error:  # attributes may be anything, and looking at them may run into any error of their own
         where = repr(path) if path else "the model itself"
-        return f"{where} ({type(entry).__module__}.{type(entry).__qualname__}): {error}"
+        reason = str(error) if isinstance(error, ObstacleError) else f"{type(error).__name__}: {error}"
+        return f"{where} ({type(entry).__module__}.{type(entry).__qualname__}): {reason}"
     return None
 
 
