@@ -15,7 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import setpoint
+from setpoint import transforms
 from setpoint.deploy import ArchiveError
+from setpoint.deploy.kernels import SparseLinear
+from setpoint.deploy.kernels.registry import KERNELS
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -290,6 +293,24 @@ def test_modules_of_torch(model, tmp_path):
         assert torch.equal(*first)
         first[1].sum().backward()
         assert all(p.grad is not None for p in found.parameters())
+
+
+@pytest.mark.parametrize("kernel", ["csr", "bsr4", "narrow"])
+def test_sparse_kernels(kernel, tmp_path):
+    weight = torch.randn(8, 4) * (torch.rand(8, 4) < 0.4)
+    model = nn.Sequential(SparseLinear(KERNELS[kernel].build(weight), torch.randn(8)), nn.ReLU()).eval()
+    found = again(model, tmp_path)
+    assert repr(found) == repr(model)
+    assert torch.equal(found(X), model(X))
+
+
+@pytest.mark.parametrize("kind", ["wide", "parallel", "factorized", "doped"])
+def test_transformed_models(kind, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    larger = transforms.sparse_ift(model, kind, 0.75, example_inputs=X).model
+    found = again(larger, tmp_path)
+    assert repr(found) == repr(larger)
+    assert torch.equal(found(X), larger(X))
 
 
 def test_compiled_and_wrapped_models_are_the_model_inside(tmp_path):
