@@ -241,6 +241,14 @@ def test_a_layer_named_in_full_is_replaced_wherever_it_stands():
     assert [la.name for la in result.layers] == ["1.layer.weight", "2.layer.weight"]
 
 
+def test_wrappers_of_the_whole_model_are_seen_through_and_compiled_parts_refused():
+    result = sparse_ift(torch.compile(LAYERS, backend="eager"), "doped", example_inputs=VECTOR)
+    assert type(result.model) is nn.Sequential
+    parts = nn.Sequential(LAYERS[0], torch.compile(LAYERS[1], backend="eager"), LAYERS[2])
+    with pytest.raises(ValueError, match="module '1' is compiled: transform the model first"):
+        sparse_ift(parts, "doped", example_inputs=VECTOR)
+
+
 def test_layers_that_the_model_reads_into_are_named():
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     with pytest.raises(ValueError, match=r"has no attribute 'weight' \(of layers .* exclude=\['linear1'\]\)"):

@@ -32,22 +32,21 @@ def fans(layer: nn.Module) -> tuple[int, int, int]:
     return found.weight.shape[0], found.weight.shape[1], 1
 
 
-@torch.no_grad()
-def resized(layer: nn.Module, outputs: int) -> nn.Module:
-    """A layer of the same kind that reads what the given one does, without bias.
+def resized(layer: nn.Module, outputs: int, *, bias: bool = False) -> nn.Module:
+    """A layer of the same kind, dtype and device that reads what the given one does.
 
     Args:
         layer: which is replaceable.
         outputs: of one group.
+        bias: whether it has one.
     """
-    where: dict[str, Any] = {"device": _weight(layer).device, "dtype": _weight(layer).dtype}
-    if isinstance(layer, _ConvNd):
-        kind: Any = type(layer)
-        return _like(layer, kind(
-            layer.in_channels, outputs * layer.groups, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-            layer.groups, False, layer.padding_mode, **where,
-        ))  # fmt: skip
-    return nn.Linear(fans(layer)[0], outputs, bias=False, **where)
+    weight, found = _weight(layer), layer
+    where: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+    if not isinstance(found, _ConvNd):
+        return nn.Linear(fans(layer)[0], outputs, bias, **where)
+    kind: Any = type(found)
+    shape = (found.in_channels, outputs * found.groups, found.kernel_size, found.stride, found.padding, found.dilation)
+    return _like(layer, kind(*shape, found.groups, bias, found.padding_mode, **where))
 
 
 @torch.no_grad()
@@ -81,21 +80,11 @@ def folded(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
         weight: (outputs, inputs of a group, kernel...).
         bias: (outputs,).
     """
-    outputs = len(weight)
-    where: dict[str, Any] = {"device": weight.device, "dtype": _weight(layer).dtype}
-    if isinstance(layer, _ConvNd):
-        kind: Any = type(layer)
-        made: nn.Module = kind(
-            layer.in_channels, outputs, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups,
-            bias is not None, layer.padding_mode, **where,
-        )  # fmt: skip
-    else:
-        made = nn.Linear(weight.shape[1], outputs, bias is not None, **where)
+    made = resized(layer, len(weight) // fans(layer)[2], bias=bias is not None)
     _weight(made).copy_(weight)
     if bias is not None:
         made._parameters["bias"].copy_(bias)  # type: ignore[union-attr]
-    made.train(layer.training)
-    return _like(layer, made)
+    return made.train(layer.training)
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

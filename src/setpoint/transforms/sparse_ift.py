@@ -108,6 +108,8 @@ def _check(model: nn.Module, kind: str, sparsity: float, initialise: Initialise,
     if middle != "linear" and kind != "factorized":
         raise ValueError(f"middle={middle!r} stands between the two layers of kind='factorized'; {kind!r} has none")
     for path, module in model.named_modules():
+        if hasattr(module, "_orig_mod"):
+            raise ValueError(f"module {path!r} is compiled: transform the model first, and compile what comes of it")
         if hasattr(module, MARK):
             where = f"its module {path!r}" if path else "the model"
             raise ValueError(
@@ -123,9 +125,16 @@ def _placed(model: nn.Module, example_inputs: Any) -> tuple[Any, ...]:
 
 
 def _balanced(
-    made: nn.Module, kind: str, sparsity: float, inputs: tuple[Any, ...], names: list[str], left: Mapping[str, str],
-    dense: nn.Module, budget: int, shapes: tuple[tuple[int, ...], ...],
-) -> SparseIFT:  # fmt: skip
+    made: nn.Module,
+    kind: str,
+    sparsity: float,
+    inputs: tuple[Any, ...],
+    names: list[str],
+    left: Mapping[str, str],
+    dense: nn.Module,
+    budget: int,
+    shapes: tuple[tuple[int, ...], ...],
+) -> SparseIFT:
     """Count what the larger model costs, and divide the dense one's operations among its weights."""
     try:
         count, answer = watch_forward(made, inputs, FlopCount)

@@ -36,9 +36,14 @@ class _Candidate:
 
 
 def swap(
-    model: nn.Module, kind: SwapKind, sparsity: float, flow: Flow, flops: Mapping[str, int], chosen: Chosen,
+    model: nn.Module,
+    kind: SwapKind,
+    sparsity: float,
+    flow: Flow,
+    flops: Mapping[str, int],
+    chosen: Chosen,
     middle: Middle,
-) -> tuple[list[str], dict[str, str]]:  # fmt: skip
+) -> tuple[list[str], dict[str, str]]:
     """Replace the layers between the first and the last, in place.
 
     Args:

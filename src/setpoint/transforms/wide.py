@@ -23,9 +23,14 @@ _INTERFACE = ("model input", "model output", "vocabulary", "kernel")
 
 
 def widen(
-    model: nn.Module, sparsity: float, example_inputs: tuple[Any, ...], flow: Flow, flops: Mapping[str, int],
-    chosen: Chosen, initialise: Initialise,
-) -> tuple[list[str], dict[str, str]]:  # fmt: skip
+    model: nn.Module,
+    sparsity: float,
+    example_inputs: tuple[Any, ...],
+    flow: Flow,
+    flops: Mapping[str, int],
+    chosen: Chosen,
+    initialise: Initialise,
+) -> tuple[list[str], dict[str, str]]:
     """Multiply the widths of a model by `sqrt(1 / (1 - s))`, in place.
 
     Args:
@@ -53,19 +58,20 @@ def widen(
     left |= {name: "it is frozen" for name, p in weights.items() if not p.requires_grad}
     inner = [name for name in weights if name not in left and not chosen.leaves(name, *_module(name))]
     if chosen.include is None:
-        _check_axes(wiring, inner, groups)
+        _check_axes(wiring, inner)
     if not groups:
         raise ValueError(f"no axis can be widened of those that were chosen{_because(wiring)}")
     selections = {g.name: _selection(g, sparsity) for g in groups}
     check_growth(model, wiring, selections, example_inputs)
-    before, drawn = {name: weights[name].shape for name in inner}, how_drawn(model)
+    before = {name: weights[name].shape for name in inner}
     if initialise == "grow":
         _check_exact(wiring, groups, selections)
-    changed = [name for name, layouts in wiring.layouts.items() if any(_grows(la, selections) for la in layouts)]
-    wiring.resize(model, selections)
-    if initialise == "grow":
+        wiring.resize(model, selections)
         divide(model, wiring, selections)
     else:
+        drawn = how_drawn(model)
+        wiring.resize(model, selections)
+        changed = [name for name, layouts in wiring.layouts.items() if any(_grows(la, selections) for la in layouts)]
         draw_anew(model, changed, drawn)
     return [name for name in inner if model.get_parameter(name).shape != before[name]], left
 
@@ -112,21 +118,19 @@ def _products(layout: Layout) -> Iterator[tuple[Layout, ...]]:
         yield from _products(child)
 
 
-def _check_axes(wiring: Wiring, names: list[str], groups: list[Group]) -> None:
+def _check_axes(wiring: Wiring, names: list[str]) -> None:
     """Refuse a model in which a layer keeps a size for another reason than the model's own inputs and outputs.
 
     Raises:
         ValueError: naming the layer, the module that forbids it, and why.
     """
-    grown = {g.name for g in groups}
-    free = {g.name for g in wiring.groups}
     reasons: dict[tuple[str, int], list[tuple[str, str]]] = {}
     for pin in wiring.pinned:
         reasons.setdefault((pin.tensor, pin.axis), []).append((pin.reason, pin.module))
     for name in names:
         for axis, layout in enumerate(wiring.layouts[name]):
             pins = [(why, where) for why, where in reasons.get((name, axis), []) if why not in _INTERFACE]
-            if pins and not set(layout.groups) & (grown | free):
+            if pins and not layout.groups:
                 why, where = pins[0]
                 raise ValueError(
                     f"axis {axis} of {name!r} cannot be widened: {why}, in {where or 'the model itself'!r}. Leave the "
