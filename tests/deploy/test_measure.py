@@ -21,6 +21,19 @@ def test_parameters_operations_and_bytes_are_counted():
     assert float(model[1].running_mean.abs().sum()) == 0.0, "nothing was trained"
 
 
+def test_arguments_by_name():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x, *, twice):
+            return self.layer(x) * (2 if twice else 1)
+
+    found = measure({"a": Sum()}, {"x": torch.zeros(3), "twice": True}, batches=(2,), repeats=1)["a"]
+    assert found.flops == 2 * 3 * 4
+
+
 def test_a_larger_model_costs_more():
     models = {f"{n}": nn.Sequential(nn.Linear(64, n), nn.ReLU(), nn.Linear(n, 4)) for n in (8, 8192)}
     found = measure(models, torch.zeros(64), batches=(32,), repeats=20)

@@ -87,6 +87,46 @@ def test_attention_keeps_the_width_that_is_added_to_it():
     }
 
 
+class Derived(nn.MultiheadAttention):
+    pass
+
+
+class Functional(nn.Module):
+    """Attention by torch's function, with weights of its own."""
+
+    def __init__(self, **_) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, query, key, value):
+        bias = torch.cat([self.q.bias, self.k.bias, self.v.bias])
+        return nn.functional.multi_head_attention_forward(
+            query, key, value, query.shape[-1], 2, None, bias, None, None, False, 0.0, self.out.weight, self.out.bias,
+            use_separate_proj_weight=True, q_proj_weight=self.q.weight, k_proj_weight=self.k.weight,
+            v_proj_weight=self.v.weight,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, Derived, Functional])
+def test_attention_by_torchs_function_is_refused(kind):
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.attention = nn.Linear(8, 8), kind(embed_dim=8, num_heads=2)
+            self.up, self.down = nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            y = self.first(x)
+            return self.down(self.up(self.attention(y, y, y)[0]))
+
+    model = Around()
+    wiring = derive(model, X)
+    assert [group.name for group in wiring.groups] == ["up"]
+    reasons = {p.reason for p in wiring.pinned if (p.tensor, p.axis) == ("first.weight", 0)}
+    assert any(reason.startswith("MultiheadAttention: its heads") for reason in reasons)
+    check(model, wiring, X)
+
+
 class Bags(nn.Module):
     def __init__(self, mode: str) -> None:
         super().__init__()

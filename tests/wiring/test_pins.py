@@ -145,11 +145,28 @@ def test_computed_weights_that_do_not_keep_zeros_pin_what_they_read(case):
     assert any(r.startswith(reason) for r in reasons), reasons
 
 
-def test_a_leaf_of_the_users_own():
+def test_layers_called_again_in_their_order_still_have_neurons():
+    class Repeated(Pair):
+        def forward(self, x):
+            for _ in range(3):
+                x = x + nn.functional.pad(self.second(self.first(x).relu()), (0, 1))
+            return x
+
+    model = Repeated()
+    wiring = derive(model, X)
+    assert [(group.name, group.kind) for group in wiring.groups] == [("first", "neuron")]
+    check(model, wiring, X)
+
+
+@pytest.mark.parametrize("derived", [False, True])
+def test_a_leaf_of_the_users_own(derived):
     class Secret(nn.Linear):
         pass
 
-    model = nn.Sequential(nn.Linear(4, 6), Secret(6, 6), nn.Linear(6, 2))
+    class Deeper(Secret):
+        pass
+
+    model = nn.Sequential(nn.Linear(4, 6), (Deeper if derived else Secret)(6, 6), nn.Linear(6, 2))
     assert len(derive(model, X).groups) == 2
     register_leaf("Secret", "it is not to be looked into")
     try:

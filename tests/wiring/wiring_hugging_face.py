@@ -2,11 +2,13 @@
 
 import importlib.util
 import sys
+from functools import cache
 
 import pytest
 import torch
 
 
+@cache
 def library():
     """transformers, without torchvision where that is installed but broken."""
     find = importlib.util.find_spec
@@ -20,8 +22,6 @@ def library():
     finally:
         importlib.util.find_spec = find
 
-
-transformers = library()
 
 TOKENS = torch.randint(60, (2, 7), generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -48,5 +48,5 @@ CASES = {
 def build(case: str, attention: str = "sdpa") -> tuple[torch.nn.Module, torch.Tensor]:
     model, config, options, inputs, _ = CASES[case]
     torch.manual_seed(0)
-    configuration = getattr(transformers, config)(**options, attn_implementation=attention)
-    return getattr(transformers, model)(configuration).eval(), inputs
+    configuration = getattr(library(), config)(**options, attn_implementation=attention)
+    return getattr(library(), model)(configuration).eval(), inputs

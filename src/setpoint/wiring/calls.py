@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from setpoint.wiring.axes import Axis
+from setpoint.wiring.leaves import opaque_reason
 from setpoint.wiring.sizes import Expression, Size
-from setpoint.wiring.watch import SIZES, plain
+from setpoint.wiring.watch import SIZES, WITHIN, plain
 
 Role = Literal["produces", "consumes", "scales"]
 
@@ -172,6 +173,13 @@ def call_of(node: Node, args: list[Any], kwargs: dict[str, Any]) -> Call:
     several = isinstance(made, list | tuple)
     outputs = [o if isinstance(o, Tensor) else None for o in (made if isinstance(made, list | tuple) else [made])]
     return Call(name, arguments, tuple(outputs), module_of(node), several)
+
+
+def refusal_of(node: Node, leaves: Mapping[str, str]) -> str | None:
+    """Why what an operator touches is refused, if it is called in a leaf; these are given by path with reasons."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = (plain(path) for path, _ in stack.values())
+    return next((leaves[path] for path in paths if path in leaves), opaque_reason(node.meta.get(WITHIN, "")))
 
 
 def module_of(node: Node) -> str:

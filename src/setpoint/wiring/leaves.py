@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+from torch.nn import functional
+
 _OPAQUE: dict[str, str] = {}
+# Functions of torch that check sizes where that cannot be watched, by the module that they belong to.
+FUNCTIONS: dict[Callable[..., Any], str] = {functional.multi_head_attention_forward: "MultiheadAttention"}
 
 
 def register_leaf(class_name: str, reason: str) -> None:
-    """Refuse to change any axis that a class of modules touches.
+    """Refuse to change any axis that a class of modules touches, or a class derived from it.
 
     Most modules need no such entry: sizes that they read from their own integer attributes are followed.
 
@@ -20,13 +25,19 @@ def register_leaf(class_name: str, reason: str) -> None:
     _OPAQUE[class_name] = reason
 
 
-def opaque_reason(stack: Mapping[str, Any]) -> str | None:
-    """Why an operator's axes are refused, if one of the modules it is called in is a leaf."""
-    for _, owner in stack.values():
-        name = (owner if isinstance(owner, str) else owner.__name__).rpartition(".")[2]
-        if name in _OPAQUE:
-            return f"{name}: {_OPAQUE[name]}"
-    return None
+def opaque_reason(class_name: str) -> str | None:
+    """Why the axes that this class touches are refused, if they are."""
+    return f"{class_name}: {_OPAQUE[class_name]}" if class_name in _OPAQUE else None
+
+
+def opaque_modules(model: nn.Module) -> dict[str, str]:
+    """The paths of a model's leaves, with their reasons."""
+    found: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        reasons = (opaque_reason(kind.__name__) for kind in type(module).__mro__)
+        if (reason := next(filter(None, reasons), None)) is not None:
+            found[path] = reason
+    return found
 
 
 register_leaf(

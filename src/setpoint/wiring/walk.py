@@ -24,10 +24,11 @@ from setpoint.wiring.calls import (
     fits,
     flat,
     module_of,
+    refusal_of,
     resolved,
     with_sizes,
 )
-from setpoint.wiring.leaves import opaque_reason
+from setpoint.wiring.leaves import opaque_modules
 from setpoint.wiring.sizes import AttributeOf, Constant, Expression, expression_of, is_size
 from setpoint.wiring.watch import NAME, integers, plain
 
@@ -79,6 +80,7 @@ class Walk:
         self.named: dict[str, Value] = {}
         self.places: dict[str, str] = {}
         self._first_name: dict[str, str] = {}
+        self._leaves = opaque_modules(model)
         self._declare(model)
         self._run(program.graph_module, self._placeholders(program), is_root=True)
 
@@ -132,9 +134,7 @@ class Walk:
         return result
 
     def _attribute(self, graph: GraphModule, node: Node) -> Any:
-        found: Any = graph
-        for name in str(node.target).split("."):
-            found = getattr(found, name)
+        found: Any = operator.attrgetter(str(node.target))(graph)
         return self.opaque(found.shape, "a constant of the graph", "") if isinstance(found, Tensor) else found
 
     def _call(self, node: Node, environment: dict[Node, Any], graph: GraphModule) -> Any:
@@ -147,7 +147,7 @@ class Walk:
             if len(inner) == 1 and str(node.target).startswith(TRANSPARENT):
                 return self._inner(inner[0], arguments[arguments.index(inner[0]) + 1 :])
         call = call_of(node, arguments, resolved(node.kwargs, environment))
-        reason = opaque_reason(node.meta.get("nn_module_stack") or {})
+        reason = refusal_of(node, self._leaves)
         name = call.name if call.name in RULES else call.name.removesuffix("_")
         if reason is not None:
             return self.refuse(call, reason)

@@ -16,12 +16,14 @@ from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.overrides import TorchFunctionMode
 
+from setpoint.wiring.leaves import FUNCTIONS
 from setpoint.wiring.sizes import AttributeOf, Expression, Size, SizeOf, is_size, plain_number
 
-# Keys of what is noted on the graph's nodes: the expressions of the integers among their arguments, in order, and the
-# name under which sizes refer to them.
+# Keys of what is noted on the graph's nodes: the expressions of the integers among their arguments, in order; the name
+# under which sizes refer to them; and the class of the leaf whose function made them.
 SIZES = "setpoint_sizes"
 NAME = "setpoint_name"
+WITHIN = "setpoint_within"
 
 _PREFIX = "model"
 
@@ -89,11 +91,13 @@ class _Watch(TorchFunctionMode):
         plain_args = _stripped(args, numbers)
         named: list[int] = []
         plain_kwargs = _stripped(dict(kwargs), named)
-        if not any(is_size(n) for n in (*numbers, *named)):
+        if func not in FUNCTIONS and not any(is_size(n) for n in (*numbers, *named)):
             return func(*args, **kwargs)
         last = next(iter(reversed(mode.tracer.graph.nodes)), None)
         result = func(*plain_args, **plain_kwargs)
         made = _made(mode.tracer.graph.nodes, last)
+        for node in made if func in FUNCTIONS else ():
+            node.meta[WITHIN] = FUNCTIONS[func]
         if func is torch.Tensor.__getitem__:
             self._note_slice(made, args[1], numbers)
         else:
