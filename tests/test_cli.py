@@ -228,6 +228,8 @@ def test_analyse_shows_groups_and_refusals(capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert "layer1.0.conv1" in out
     assert "model output" in out
+    assert "7 residual branches may go whole" in out
+    assert "layer2.0: nothing would pass it by unchanged" in out
     assert run("analyse", "torch.nn:Identity") == 0
     capsys.readouterr()
     assert "cannot be made" in complaint(capsys, "analyse", "torch.nn:Nothing")

@@ -35,6 +35,23 @@ def test_a_run_with_channels_is_made_smaller(tmp_path: Path, capsys: pytest.Capt
     assert sum(weights[n].numel() for n, _ in _dense().named_parameters()) == costs["compact"]["parameters"]
 
 
+def test_a_run_with_whole_layers_is_made_smaller(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    asked = ["--model", "resnet20", "--width", "0.25", "--unit", "layer", "--cost", "flops", "--sparsity", "0.4"]
+    assert run("train", str(folder), *asked, "--epochs", "2", "--no-dense-twin", "--method", "wgsef") == 0
+    assert "residual branches" in capsys.readouterr().out
+    assert run("compact", str(folder)) == 0
+    figures = json.loads((folder / "compact.json").read_text())
+    costs = figures["costs"]
+    assert costs["compact"]["flops"] <= 0.6 * costs["run"]["flops"]
+    report = json.loads((folder / "report.json").read_text())
+    assert costs["compact"]["flops"] == report["report"]["budgets"][0]["kept"]
+    assert figures["gone"] == report["report"]["layers"][0]["gone"]
+    weights = load(folder / "compact.safetensors")
+    assert not any(name.startswith(f"{gone}.") for name in weights for gone in figures["gone"])
+    assert len(figures["gone"]) == 7 - figures["widths"]["residual branches"]
+
+
 def _dense() -> torch.nn.Module:
     dataset = load_dataset("digits", seed=0)
     return build_model("convnet", shape=dataset.shape, classes=len(dataset.classes), width=1.0)

@@ -41,7 +41,7 @@ def answer(model, x):
 
 
 def random(x):
-    return torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) if x.is_floating_point() else x
+    return torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) if x.is_floating_point() else x
 
 
 def masked(model, branches):

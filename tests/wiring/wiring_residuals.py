@@ -151,12 +151,29 @@ class Answering(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self) -> None:
+    """With a last map of its own, or none but the recurrent layer."""
+
+    def __init__(self, out: bool) -> None:
         super().__init__()
-        self.lstm, self.out = nn.LSTM(12, 8, batch_first=True), nn.Linear(8, 12)
+        self.lstm = nn.LSTM(12, 8 if out else 12, batch_first=True)
+        self.out = nn.Linear(8, 12) if out else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.out(self.lstm(x)[0])
+        y = self.lstm(x)[0]
+        return x + (y if self.out is None else self.out(y))
+
+
+class Picky(nn.Module):
+    """Takes no numbers below zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Stack(Residual(perceptron()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting() and x.device.type != "meta" and bool((x < 0).any()):
+            raise ValueError("below zero")
+        return self.inner(x.sqrt())
 
 
 class Leaking(nn.Module):
@@ -300,7 +317,9 @@ NETS = {
     "pre-activation": (lambda: Images(PreActivation(), PreActivation()), PICTURES, ["blocks.0", "blocks.1"], {}),
     "scaled": (lambda: Images(Scaled()), PICTURES, ["blocks.0"], {}),
     "several": (lambda: Stack(Several()), TOKENS, ["blocks.0"], {}),
-    "recurrent": (lambda: Stack(Recurrent()), TOKENS, ["blocks.0"], {}),
+    "recurrent": (lambda: Stack(Recurrent(True)), TOKENS, ["blocks.0"], {}),
+    "recurrent alone": (lambda: Stack(Recurrent(False)), TOKENS, ["blocks.0"], {}),
+    "picky": (Picky, TOKENS, ["inner.blocks.0"], {}),
     "pre-norm": (lambda: encoder(True), TOKENS, ENCODED, {}),
     "post-norm": (lambda: encoder(False), TOKENS, ENCODED, {}),
     "undecided": (lambda: Stack(Undecided()), TOKENS, ["blocks.0.inner"], {}),

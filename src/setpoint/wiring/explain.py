@@ -51,7 +51,8 @@ def describe(wiring: Wiring) -> str:
 def _branches(wiring: Wiring) -> Iterator[str]:
     if wiring.branches or wiring.refused:
         yield f"{len(wiring.branches)} residual branches may go whole:"
-        yield from (f"  {branch.name}: {', '.join(branch.parameters)}" for branch in wiring.branches)
+        for branch in wiring.branches:
+            yield f"  {branch.name}: {', '.join(stand_in.path for stand_in in branch.modules)}"
     if wiring.refused:
         yield "Terms of sums that may not, and why:"
         yield from (f"  {name}: {reason}" for name, reason in wiring.refused.items())
