@@ -1,7 +1,7 @@
 """Taking residual branches out of a model: stand-ins that answer zeros for the modules that made them.
 
 The forward passes around the sum stay the user's own, and run on what the stand-ins answer. A stand-in is a plain
-`torch.nn.Module` without parameters, whose forward is a `torch.fx` graph of a few calls of torch: it is copied,
+`torch.nn.Module` without parameters, whose forward is a call of torch or a `torch.fx` graph of a few: it is copied,
 pickled, compiled and exported like any module, and needs nothing of this library. Code that looks at the module it
 stands for, as `torch.nn.TransformerEncoderLayer` does, finds the attributes it had, and tensors without entries.
 """
@@ -9,7 +9,7 @@ stands for, as `torch.nn.TransformerEncoderLayer` does, finds the attributes it 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,14 +25,14 @@ _PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 @dataclass(frozen=True)
 class Zeros:
-    """A tensor of zeros in the shape of another.
+    """A tensor of zeros in the shape of another, or a single one.
 
     Attributes:
-        sizes: where one of the axes has a size of its own: all sizes, the others as -1.
+        sizes: () for a single zero without axes; where one axis has a size of its own: all sizes, the others as -1.
         dtype: where it is not that of the other tensor.
     """
 
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
 
 
@@ -44,11 +44,13 @@ class StandIn:
         path: of the module.
         source: the argument whose shape the answer has, by position or name.
         answer: as the module's, with `Zeros` for the tensors; None hands on the only argument as it is.
+        alone: whether the source is the only argument.
     """
 
     path: str
     source: int | str
     answer: Any
+    alone: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +123,17 @@ def _remains(module: nn.Module) -> SimpleNamespace:
     return SimpleNamespace(**found)
 
 
-def _answering(stand_in: StandIn) -> GraphModule:
+def _answering(stand_in: StandIn) -> Callable[..., Any]:
+    if stand_in.alone and isinstance(stand_in.answer, Zeros) and not stand_in.answer.sizes:
+        # Most are of this kind, for which one call does.
+        wanted: dict[str, Any] = {} if stand_in.answer.dtype is None else {"dtype": stand_in.answer.dtype}
+        if stand_in.answer.sizes is None:
+            return partial(torch.zeros_like, **wanted)
+        return partial(torch.Tensor.new_zeros, size=(), **wanted)
     graph = Graph()
     given, named = graph.placeholder("*args"), graph.placeholder("**kwargs")
-    source = graph.call_function(
-        operator.getitem, (given if isinstance(stand_in.source, int) else named, stand_in.source)
-    )
+    where = given if isinstance(stand_in.source, int) else named
+    source = graph.call_function(operator.getitem, (where, stand_in.source))
     graph.output(_zeros(graph, source, stand_in.answer))
     return GraphModule({}, graph, class_name="Zeros")
 
@@ -138,7 +145,10 @@ def _zeros(graph: Graph, source: Node, answer: Any) -> Any:
         return {key: _zeros(graph, source, entry) for key, entry in answer.items()}
     if not isinstance(answer, Zeros):
         return answer
+    wanted: dict[str, Any] = {} if answer.dtype is None else {"dtype": answer.dtype}
+    if answer.sizes == ():
+        return graph.call_method("new_zeros", (source, ()), wanted)
     if answer.sizes:
         axis = next(i for i, size in enumerate(answer.sizes) if size >= 0)
         source = graph.call_method("expand", (graph.call_method("narrow", (source, axis, 0, 1)), *answer.sizes))
-    return graph.call_function(torch.zeros_like, (source,), {"dtype": answer.dtype} if answer.dtype else {})
+    return graph.call_function(torch.zeros_like, (source,), wanted)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from setpoint.meta import on_meta
 from setpoint.wiring.branches import Found
 from setpoint.wiring.removal import Branch, StandIn, Zeros, take_out, without
 from setpoint.wiring.resize import tensor_of
+
+# What stand-ins answer: a single zero, zeros in the shape of what they are given, or in the shape of their modules'
+# answers. Each costs more than the one before, and runs through more code.
+Shape = Literal["single", "given", "own"]
 
 _logger = logging.getLogger(__name__)
 _SEED = 7
@@ -54,7 +58,7 @@ def removable(
         Those that can be, in the order given, and by name why the others cannot.
     """
     trial = _Trial(model, args, kwargs)
-    with _own_randomness(model):
+    with _own_randomness(model), _quiet():
         branches, refused = trial.alone(found)
         wrong = trial.wrong_together(branches, {branch.place for branch in found.values()})
     refused |= dict.fromkeys(wrong, "without it the model does not compute what it does with its weights at zero")
@@ -66,6 +70,17 @@ def _own_randomness(model: nn.Module) -> Iterator[None]:
     devices = sorted({p.get_device() for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
         yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch tells of every operator that fails on fake tensors, which here is a matter of course."""
+    telling = logging.getLogger("torch._subclasses.fake_tensor")
+    before, telling.disabled = telling.disabled, True
+    try:
+        yield
+    finally:
+        telling.disabled = before
 
 
 class _Trial:
@@ -152,19 +167,19 @@ class _Trial:
 def _taken_out(
     name: str, found: Found, calls: Mapping[str, _Called], run: Callable[[Branch], None]
 ) -> Branch | Exception:
-    """The branch with stand-ins as thin as its input, or else with those of their modules' own shapes; or the fault."""
-    for thin in (True, False):
-        answer = _tried(name, found, calls, run, thin)
+    """The branch with stand-ins that answer as little as the code between them takes; or the fault."""
+    for shape in get_args(Shape):
+        answer = _tried(name, found, calls, run, shape)
         if isinstance(answer, Branch):
             break
     return answer
 
 
 def _tried(
-    name: str, found: Found, calls: Mapping[str, _Called], run: Callable[[Branch], None], thin: bool
+    name: str, found: Found, calls: Mapping[str, _Called], run: Callable[[Branch], None], shape: Shape
 ) -> Branch | Exception:
     try:
-        stand_ins = [_stand_in(path, calls, thin, handed) for path, handed in found.modules.items()]
+        stand_ins = [_stand_in(path, calls, shape, handed) for path, handed in found.modules.items()]
         branch = Branch(name, found.parameters, found.last, tuple(stand_ins))
         run(branch)
     except Exception as error:  # whatever a model raises where its modules answer otherwise
@@ -172,7 +187,7 @@ def _tried(
     return branch
 
 
-def _stand_in(path: str, calls: Mapping[str, _Called], thin: bool, handed: bool) -> StandIn:
+def _stand_in(path: str, calls: Mapping[str, _Called], shape: Shape, handed: bool) -> StandIn:
     called = calls.get(path)
     if called is None:
         raise ValueError(f"{path!r} is not called in evaluation mode")
@@ -182,23 +197,26 @@ def _stand_in(path: str, calls: Mapping[str, _Called], thin: bool, handed: bool)
     results = [r for r in pytree.tree_leaves(called.answer) if isinstance(r, Tensor)]
     if not tensors or not results:
         raise ValueError(f"{path!r} does not make tensors from tensors")
-    if handed and len(given) == len(called.args) == 1 and isinstance(called.answer, Tensor) and thin:
-        return StandIn(path, 0, None)
+    alone = len(given) == len(called.args) == 1
+    if handed and alone and isinstance(called.answer, Tensor) and shape != "own":
+        return StandIn(path, 0, None, alone)
     source = next((key for key, value in tensors.items() if value.shape == results[0].shape), next(iter(tensors)))
-    return StandIn(path, source, _described(path, called.answer, tensors[source], thin))
+    return StandIn(path, source, _described(path, called.answer, tensors[source], shape), alone)
 
 
-def _described(path: str, answer: Any, source: Tensor, thin: bool) -> Any:
+def _described(path: str, answer: Any, source: Tensor, shape: Shape) -> Any:
     if isinstance(answer, Tensor):
         dtype = None if answer.dtype == source.dtype else answer.dtype
+        if shape == "single":
+            return Zeros((), dtype)
         apart = [i for i, (a, b) in enumerate(zip(answer.shape, source.shape)) if a != b]
-        if thin or answer.ndim != source.ndim or len(apart) != 1:
+        if shape == "given" or answer.ndim != source.ndim or len(apart) != 1:
             return Zeros(dtype=dtype)
         return Zeros(tuple(size if i in apart else -1 for i, size in enumerate(answer.shape)), dtype)
     if type(answer) in (tuple, list):
-        return type(answer)(_described(path, entry, source, thin) for entry in answer)
+        return type(answer)(_described(path, entry, source, shape) for entry in answer)
     if type(answer) is dict:
-        return {key: _described(path, entry, source, thin) for key, entry in answer.items()}
+        return {key: _described(path, entry, source, shape) for key, entry in answer.items()}
     if answer is None or isinstance(answer, bool | int | float | str):
         return answer
     raise ValueError(f"{path!r} answers with a {type(answer).__name__}")
