@@ -210,8 +210,10 @@ def test_refusals():
     def sparsifier(target, unit="channel", inputs=x):
         setpoint.Sparsifier(model, optimizer, target=target, unit=unit, steps=STEPS, example_inputs=inputs)
 
-    with pytest.raises(ValueError, match="takes units that can be taken out"):
+    with pytest.raises(ValueError, match="takes units along a width"):
         sparsifier(setpoint.Target(latency_ms=1), unit="filter")
+    with pytest.raises(ValueError, match="takes units along a width"):
+        sparsifier(setpoint.Target(latency_ms=1), unit="layer")
     with pytest.raises(ValueError, match="above 0"):
         setpoint.Target(latency_ms=0)
     with pytest.raises(ValueError, match="says where latency is measured"):

@@ -41,6 +41,14 @@ def costs_of(
     """
     counted = "params" if target is None else target.counted
     names = [layer.name for layer in layers]
+    if counted == "latency_ms":
+        if wiring is None or names == [BRANCHES] or example_inputs is None:
+            raise ValueError(
+                "a target in milliseconds takes units along a width (unit='channel', 'neuron' or 'head') and "
+                "example_inputs=, what the model is called with"
+            )
+        device = None if target is None else target.device
+        return None, LatencyOfWidths(model, wiring, names, example_inputs, device)
     if wiring is not None and names == [BRANCHES]:
         return None, costs_of_branches(model, wiring.branches, counted, example_inputs)
     if counted == "flops":
@@ -49,14 +57,6 @@ def costs_of(
         if wiring is not None:
             return None, flops_of_widths(model, wiring, names, example_inputs)
         return flops_per_entry(model, layers, example_inputs), None
-    if counted == "latency_ms":
-        if wiring is None or example_inputs is None:
-            raise ValueError(
-                "a target in milliseconds takes units that can be taken out (unit='channel', 'neuron' or 'head') and "
-                "example_inputs=, what the model is called with"
-            )
-        device = None if target is None else target.device
-        return None, LatencyOfWidths(model, wiring, names, example_inputs, device)
     if counted == "bytes":
         if wiring is not None:
             return None, bytes_of_widths(model, wiring, names)

@@ -253,10 +253,7 @@ class _Search:
 
 
 def _joins(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.name.rpartition("::")[2] in (
-        "cat",
-        "stack",
-    )
+    return node.target in (torch.ops.aten.cat.default, torch.ops.aten.stack.default)
 
 
 def heaviest(model: nn.Module, modules: Sequence[str] | Mapping[str, bool]) -> str:

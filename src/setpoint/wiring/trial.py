@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +14,16 @@ from torch.utils import _pytree as pytree
 
 from setpoint.meta import on_meta
 from setpoint.wiring.branches import Found
-from setpoint.wiring.removal import Branch, StandIn, Zeros, take_out, without
+from setpoint.wiring.recording import Called, Shape, recorded, stand_in_for
+from setpoint.wiring.removal import Branch, take_out, without
 from setpoint.wiring.resize import tensor_of
-
-# What stand-ins answer: a single zero, zeros in the shape of what they are given, or in the shape of their modules'
-# answers. Each costs more than the one before, and runs through more code.
-Shape = Literal["single", "given", "own"]
+from setpoint.wiring.twins import clear, sharing
 
 _logger = logging.getLogger(__name__)
 _SEED = 7
 _Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 # What two runs of the same kernels may differ by, by the largest entry.
 _TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class _Called:
-    """How a module was called, and what it answered."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    answer: Any
 
 
 def removable(
@@ -98,7 +85,7 @@ class _Trial:
         except Exception as error:  # whatever a model raises where its tensors have no values
             _logger.debug("the model does not run on fake tensors", exc_info=error)
             try:
-                run, calls = self._runner(_sharing(self.model), self.inputs, found, nullcontext())
+                run, calls = self._runner(sharing(self.model), self.inputs, found, nullcontext())
             except Exception as fault:
                 reason = f"the model does not run on the example inputs in evaluation mode: {fault}"
                 return [], dict.fromkeys(found, reason)
@@ -114,14 +101,14 @@ class _Trial:
 
     def _runner(
         self, twin: nn.Module, inputs: _Inputs, found: Mapping[str, Found], mode: AbstractContextManager[Any]
-    ) -> tuple[Callable[[Branch], None], dict[str, _Called]]:
+    ) -> tuple[Callable[[Branch], None], dict[str, Called]]:
         """What tells whether the model runs without a branch, and how the branches' modules are called."""
 
         def shapes(training: bool) -> list[tuple[int, ...]]:
             with mode:
                 return [tuple(t.shape) for t in _answer(twin.train(training), inputs)]
 
-        with _recorded(twin, [path for branch in found.values() for path in branch.modules]) as calls:
+        with recorded(twin, [path for branch in found.values() for path in branch.modules]) as calls:
             expected = {False: shapes(False)}
         try:
             expected[True] = shapes(True)
@@ -145,9 +132,9 @@ class _Trial:
         return wrong or {branch.name for branch in branches}
 
     def _agrees(self, branches: Sequence[Branch], places: Set[str]) -> bool:
-        masked, small = _sharing(self.model).eval(), _sharing(self.model).eval()
+        masked, small = sharing(self.model).eval(), sharing(self.model).eval()
         for name in (name for branch in branches for name in branch.parameters):
-            _clear(masked, tensor_of(masked, name))
+            clear(masked, tensor_of(masked, name))
         take_out(small, branches)
         torch.manual_seed(_SEED)
         made_up = pytree.tree_map_only(Tensor, _random_like, self.inputs)
@@ -165,7 +152,7 @@ class _Trial:
 
 
 def _taken_out(
-    name: str, found: Found, calls: Mapping[str, _Called], run: Callable[[Branch], None]
+    name: str, found: Found, calls: Mapping[str, Called], run: Callable[[Branch], None]
 ) -> Branch | Exception:
     """The branch with stand-ins that answer as little as the code between them takes; or the fault."""
     for shape in get_args(Shape):
@@ -176,88 +163,15 @@ def _taken_out(
 
 
 def _tried(
-    name: str, found: Found, calls: Mapping[str, _Called], run: Callable[[Branch], None], shape: Shape
+    name: str, found: Found, calls: Mapping[str, Called], run: Callable[[Branch], None], shape: Shape
 ) -> Branch | Exception:
     try:
-        stand_ins = [_stand_in(path, calls, shape, handed) for path, handed in found.modules.items()]
+        stand_ins = [stand_in_for(path, calls, shape, handed) for path, handed in found.modules.items()]
         branch = Branch(name, found.parameters, found.last, tuple(stand_ins))
         run(branch)
     except Exception as error:  # whatever a model raises where its modules answer otherwise
         return error
     return branch
-
-
-def _stand_in(path: str, calls: Mapping[str, _Called], shape: Shape, handed: bool) -> StandIn:
-    called = calls.get(path)
-    if called is None:
-        raise ValueError(f"{path!r} is not called in evaluation mode")
-    given: dict[int | str, Any] = dict(enumerate(called.args))
-    given.update(called.kwargs)
-    tensors = {key: value for key, value in given.items() if isinstance(value, Tensor) and value.is_floating_point()}
-    results = [r for r in pytree.tree_leaves(called.answer) if isinstance(r, Tensor)]
-    if not tensors or not results:
-        raise ValueError(f"{path!r} does not make tensors from tensors")
-    alone = len(given) == len(called.args) == 1
-    if handed and alone and isinstance(called.answer, Tensor) and shape != "own":
-        return StandIn(path, 0, None, alone)
-    source = next((key for key, value in tensors.items() if value.shape == results[0].shape), next(iter(tensors)))
-    return StandIn(path, source, _described(path, called.answer, tensors[source], shape), alone)
-
-
-def _described(path: str, answer: Any, source: Tensor, shape: Shape) -> Any:
-    if isinstance(answer, Tensor):
-        dtype = None if answer.dtype == source.dtype else answer.dtype
-        if shape == "single":
-            return Zeros((), dtype)
-        apart = [i for i, (a, b) in enumerate(zip(answer.shape, source.shape)) if a != b]
-        if shape == "given" or answer.ndim != source.ndim or len(apart) != 1:
-            return Zeros(dtype=dtype)
-        return Zeros(tuple(size if i in apart else -1 for i, size in enumerate(answer.shape)), dtype)
-    if type(answer) in (tuple, list):
-        return type(answer)(_described(path, entry, source, shape) for entry in answer)
-    if type(answer) is dict:
-        return {key: _described(path, entry, source, shape) for key, entry in answer.items()}
-    if answer is None or isinstance(answer, bool | int | float | str):
-        return answer
-    raise ValueError(f"{path!r} answers with a {type(answer).__name__}")
-
-
-# Copies of a model
-
-
-def _sharing(model: nn.Module) -> nn.Module:
-    """A copy of a model with the same parameters; buffers, to which norms write, are copied."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
-
-
-def _clear(model: nn.Module, parameter: Tensor) -> None:
-    """Have zeros for a parameter, wherever a model has it."""
-    zeros = nn.Parameter(torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape))
-    for module in model.modules():
-        for name in [name for name, held in module._parameters.items() if held is parameter]:
-            setattr(module, name, zeros)  # recurrent layers keep a list of their own
-
-
-# Runs
-
-
-@contextmanager
-def _recorded(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, _Called]]:
-    """How modules were called last, by their paths."""
-    calls: dict[str, _Called] = {}
-
-    def record(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
-            calls[path] = _Called(args, kwargs, answer)
-
-        return hook
-
-    handles = [model.get_submodule(p).register_forward_hook(record(p), with_kwargs=True) for p in paths]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -269,7 +183,7 @@ def _answer(model: nn.Module, inputs: _Inputs) -> list[Tensor]:
 def _everything(model: nn.Module, inputs: _Inputs, places: Set[str]) -> list[Tensor]:
     """What a model answers, and modules within it."""
     torch.manual_seed(_SEED)
-    with _recorded(model, sorted(places)) as calls:
+    with recorded(model, sorted(places)) as calls:
         answers = _answer(model, inputs)
     inner = pytree.tree_leaves([calls[place].answer for place in sorted(calls)])
     return [*answers, *(leaf for leaf in inner if isinstance(leaf, Tensor))]
