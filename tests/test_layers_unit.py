@@ -325,6 +325,35 @@ def test_all_may_go_where_the_floor_allows():
     assert cost(small, "params", None) == least
 
 
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+
+    def forward(self, x):
+        return x + self.function(x)
+
+
+@pytest.mark.parametrize("method", ["GroupedSparseProjection", "GroupSparseEnvelope"])
+def test_weights_of_branches(method):
+    # As many branches as the last map of each has entries: the weights are the branches' all the same.
+    model = nn.Sequential(nn.Linear(4, 3), *(Normed() for _ in range(3)), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    weighing = getattr(setpoint.methods, method)(weights={BRANCHES: torch.tensor([1.0, 100.0, 1.0])})
+    sparsifier = setpoint.Sparsifier(
+        model,
+        optimizer,
+        method=weighing,
+        target=Target(units=2),
+        unit="layer",
+        steps=9,
+        example_inputs=torch.ones(1, 4),
+    )
+    assert sparsifier.wiring.branches[0].last == ("1.function.1.weight", "1.function.1.bias")
+    sparsifier.freeze()
+    assert sparsifier.report().layers[0].gone == ("2",)
+
+
 def test_sparsity_counts_all_of_a_branch_that_is_shut():
     model, opt, batch, sparsifier = sparsify("gpt", "gsp", target=Target(units=3))
     train(model, opt, batch, 5)

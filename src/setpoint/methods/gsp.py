@@ -160,7 +160,7 @@ class GroupedSparseProjection(Method):
         spreads = []
         for name, partition, like in zip(units.names, units.partitions, units.magnitudes):
             weights = (self.weights or {}).get(name, torch.ones(()))
-            if weights.ndim and tuple(weights.shape) == partition.layout.shape:
+            if weights.ndim and tuple(weights.shape) == partition.layout.shape != partition.counts:
                 weights = partition.magnitudes(weights)
             spread = weights.to(like.device, torch.float64).expand(partition.counts)
             spreads.append(self._row(partition, spread))
