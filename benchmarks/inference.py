@@ -74,7 +74,7 @@ def compare(name: str, args: argparse.Namespace, multiple: int) -> dict[str, Any
         optimizer.step()
     small = setpoint.compact(sparsifier, inputs)
     report = sparsifier.report()
-    costs = measure({"dense": dense, "compact": small}, example[0], batches=BATCHES)
+    costs = measure({"dense": dense, "compact": small}, example[0], batches=BATCHES, onnx=True)
     return {
         "model": name,
         "multiple_of": multiple,
@@ -84,6 +84,7 @@ def compare(name: str, args: argparse.Namespace, multiple: int) -> dict[str, Any
         "flops": costs["compact"].flops / costs["dense"].flops,
         "parameters": costs["compact"].parameters / costs["dense"].parameters,
         "torch": ratios({key: cost.latency_ms for key, cost in costs.items()}),
+        "onnxruntime": ratios({key: cost.onnx_latency_ms for key, cost in costs.items()}),
     }
 
 
@@ -104,7 +105,7 @@ def line(row: dict[str, Any]) -> str:
     times = [
         f"{runtime} batch {size} {found['ratio']:.2f}"
         for runtime in ("torch", "onnxruntime")
-        for size, found in row.get(runtime, {}).items()
+        for size, found in row[runtime].items()
     ]
     return f"{row['model']}, widths in multiples of {row['multiple_of']}: FLOPs {row['flops']:.3f}, {', '.join(times)}"
 
