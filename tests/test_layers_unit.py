@@ -164,6 +164,7 @@ CASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*none of them will move")  # of so few units, methods whose support moves say so
 @pytest.mark.parametrize(("net", "method", "optimizer", "amount"), CASES)
 def test_targets_are_met_exactly(net, method, optimizer, amount):
     model, opt, batch, sparsifier = sparsify(net, method, optimizer, target=Target(**amount))
@@ -446,6 +447,22 @@ def test_refusals():
         )
     with pytest.raises(ValueError, match="every layer is a single unit"):
         asked(example_inputs=x, method="gsp", include="layer1.1", target=0.001, floor=0)
+
+
+@pytest.mark.parametrize("net", ["resnet20", "gpt", "encoder", "llama"])
+def test_the_smaller_model_is_made_again_from_its_file(net, tmp_path):
+    _, _, batch, sparsifier = sparsify(net, "magnitude", target=Target(units=1))
+    x = batch(0)
+    sparsifier.freeze()
+    small = setpoint.compact(sparsifier, x).eval()
+    setpoint.save(small, tmp_path / "small.safetensors")
+    again = setpoint.load_model(tmp_path / "small.safetensors", trusted=("test_layers_unit", "transformers"))
+    with torch.no_grad():
+        pairs = list(zip(pytree.tree_leaves(small(x)), pytree.tree_leaves(again(x)), strict=True))
+    assert all(torch.equal(one, other) for one, other in pairs if isinstance(one, torch.Tensor))
+    assert str(again) == str(small)
+    setpoint.save(again, tmp_path / "again.safetensors")
+    train(again.train(), torch.optim.SGD(again.parameters(), lr=0.01), batch, 1)
 
 
 def test_a_model_in_another_precision():

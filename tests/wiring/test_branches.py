@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,19 +10,21 @@ from test_hugging_face import CASES
 from test_hugging_face import build as build_hugging_face
 from torch import nn
 from torch.utils import _pytree as pytree
-from wiring_cnns import BottleneckResNet, MobileNet
+from wiring_cnns import inverted_residuals
 from wiring_residuals import NETS
 from wiring_transformers import Decoder, GroupedDecoder
 
 from setpoint.budget import count_flops
+from setpoint.recipes.models.bottleneck import BottleneckResNet
 from setpoint.wiring import BRANCHES, derive, explain, without
+from setpoint.wiring.stand_ins import TOLD, revive
 
 IMAGES, TOKENS = torch.zeros(2, 3, 16, 16), torch.randint(30, (2, 7), generator=torch.Generator().manual_seed(0))
 LAYERS = range(2)
 # Models, inputs and the branches they have.
 MODELS = {
-    "bottlenecks": (BottleneckResNet, IMAGES, ["layers.1", "layers.3"]),
-    "inverted residuals": (MobileNet, IMAGES, ["blocks.0"]),
+    "bottlenecks": (lambda: BottleneckResNet((3, 16, 16), 5, (2, 2), 0.125), IMAGES, ["layers.0.1", "layers.1.1"]),
+    "inverted residuals": (inverted_residuals, IMAGES, ["2"]),
     "decoder": (Decoder, TOKENS, [f"blocks.{i}.{name}" for i in LAYERS for name in ("attention", "mlp")]),
     "grouped decoder": (lambda: GroupedDecoder("expand"), TOKENS, ["attention", "mlp"]),
 }
@@ -74,7 +77,8 @@ def check(model, x, names):
         for mine, theirs in zip(answer(small, x), answer(masked(model, gone), x), strict=True):
             assert torch.allclose(mine, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max()))
         assert size(small) < size(model)
-        assert not any("setpoint" in type(module).__module__ for module in small.modules())
+        kinds = {type(module).__module__ for module in small.modules()} - {type(m).__module__ for m in model.modules()}
+        assert kinds <= {"torch.nn.modules.module", "torch.nn.modules.linear"}  # stand-ins are of torch alone
         assert small.state_dict().keys() <= model.state_dict().keys()
         again = pickle.loads(pickle.dumps(copy.deepcopy(small)))
         assert all(torch.equal(a, b) for a, b in zip(answer(again, x), answer(small, x), strict=True))
@@ -192,6 +196,28 @@ def test_which_branches_stay():
     assert all(name in text for name in names)
     refusing, x, _, _ = NETS["leaking"]
     assert "a value inside of it (of 'up') is used elsewhere" in explain(refusing(), x)
+
+
+def test_what_is_read_from_a_file_comes_into_no_code():
+    module = nn.Module()
+    revive(module)
+    assert "forward" not in vars(module)
+    zeros = SimpleNamespace(sizes=None, dtype=None)
+    for source, answer in (
+        ("x'] or exit() or ['", zeros),
+        (0, {"a: exit()": zeros}),
+        (0, (zeros, "exit()")),
+        (0, (zeros, 1.5)),
+        (0, (SimpleNamespace(sizes=None, dtype="exit()"), None)),
+    ):
+        told = SimpleNamespace(source=source, answer=answer, alone=False, module="Linear")
+        vars(module)[TOLD] = told
+        with pytest.raises(ValueError, match=r"a stand-in answers with|is no dtype"):
+            revive(module)
+    vars(module)[TOLD] = SimpleNamespace(source="x", answer={"y": [zeros, None, 3]}, alone=False, module="Linear")
+    revive(module)
+    assert torch.equal(module(x=torch.ones(2))["y"][0], torch.zeros(2))
+    assert str(module) == "Module(zeros in place of Linear)"
 
 
 def test_groups_and_branches_at_once():

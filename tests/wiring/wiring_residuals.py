@@ -268,7 +268,7 @@ class Checking(nn.Module):
         self.up, self.down, self.method = Counted(12, 6), nn.Linear(6, 12), method
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(self.up(x)) / (self.up.count() if self.method else len(self.up.weight))
+        return x + self.down(self.up(x)) / (self.up.count() if self.method else self.up.weight.shape[0])
 
 
 class Around(nn.Module):

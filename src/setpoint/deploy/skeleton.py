@@ -23,6 +23,7 @@ from setpoint.deploy.states import HOOKS, KEPT, fill, state_of
 from setpoint.deploy.stored import Stored
 from setpoint.deploy.tables import entry_of
 from setpoint.deploy.values import Json, Reader, Writer
+from setpoint.wiring.stand_ins import FUNCTIONS, TOLD, revive
 
 _MOST_BYTES = 1 << 28
 _FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
@@ -82,6 +83,7 @@ def rebuild_model(skeleton: Json, stored: Mapping[str, Tensor], trusted: Collect
         fill(value, reader.attributes(about["state"]))
     for module, about in zip(modules, skeleton["modules"]):
         _fill_module(module, about, reader)
+        revive(module)
     return modules[0]
 
 
@@ -154,7 +156,8 @@ def _write_module(writer: Writer, module: nn.Module, path: str) -> Json:
         for name, child in module._modules.items()
     }
     about["training"] = module.training
-    about["attributes"] = writer.attributes({n: v for n, v in vars(module).items() if n not in KEPT}, path)
+    left = KEPT | FUNCTIONS if TOLD in vars(module) else KEPT
+    about["attributes"] = writer.attributes({n: v for n, v in vars(module).items() if n not in left}, path)
     return {key: value for key, value in about.items() if value not in ({}, [])}
 
 

@@ -6,8 +6,8 @@ they were read from (`sizes`, `watch`), so that `x.view(b, self.heads, c // self
 `x.view(b, 8, 64)` is known not to; all such sizes become constraints, which are solved by pinning (`settle`). What is
 left free are the groups (`groups`), which a model can be resized along (`resize`) and tested on (`check`).
 
-The same graph shows the residual branches (`flow`, `branches`), which can be taken out whole (`removal`), as a trial on
-a copy has shown (`trial`).
+The same graph shows the residual branches (`flow`, `branches`), which can be taken out whole (`removal`, `stand_ins`),
+as a trial on a copy has shown (`trial`).
 """
 
 from setpoint.wiring.check import check, check_growth

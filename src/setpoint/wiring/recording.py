@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from setpoint.wiring.removal import StandIn, Zeros
+from setpoint.wiring.stand_ins import StandIn, Zeros
 
 # What stand-ins answer: a single zero, zeros in the shape of what they are given, or in the shape of their modules'
 # answers. Each costs more than the one before, and runs through more code.
@@ -86,6 +86,6 @@ def _described(path: str, answer: Any, source: Tensor, shape: Shape) -> Any:
         return type(answer)(_described(path, entry, source, shape) for entry in answer)
     if type(answer) is dict:
         return {key: _described(path, entry, source, shape) for key, entry in answer.items()}
-    if answer is None or isinstance(answer, bool | int | float | str):
+    if answer is None or type(answer) in (bool, int):
         return answer
     raise ValueError(f"{path!r} answers with a {type(answer).__name__}")

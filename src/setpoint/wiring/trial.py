@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from setpoint.meta import on_meta
+from setpoint.meta import without_values
 from setpoint.wiring.branches import Found
 from setpoint.wiring.recording import Called, Shape, recorded, stand_in_for
 from setpoint.wiring.removal import Branch, take_out, without
@@ -79,16 +78,20 @@ class _Trial:
 
     def alone(self, found: Mapping[str, Found]) -> tuple[list[Branch], dict[str, str]]:
         try:
-            fake = FakeTensorMode(allow_non_fake_inputs=True)
-            inputs = pytree.tree_map_only(Tensor, lambda t: fake.from_tensor(t.to("meta")), self.inputs)
-            run, calls = self._runner(on_meta(self.model, fake), inputs, found, fake)
+            with without_values(self.model, self.inputs) as (twin, inputs):
+                return self._each(twin, inputs, found)
         except Exception as error:  # whatever a model raises where its tensors have no values
             _logger.debug("the model does not run on fake tensors", exc_info=error)
-            try:
-                run, calls = self._runner(sharing(self.model), self.inputs, found, nullcontext())
-            except Exception as fault:
-                reason = f"the model does not run on the example inputs in evaluation mode: {fault}"
-                return [], dict.fromkeys(found, reason)
+        try:
+            return self._each(sharing(self.model), self.inputs, found)
+        except Exception as fault:
+            reason = f"the model does not run on the example inputs in evaluation mode: {fault}"
+            return [], dict.fromkeys(found, reason)
+
+    def _each(
+        self, twin: nn.Module, inputs: _Inputs, found: Mapping[str, Found]
+    ) -> tuple[list[Branch], dict[str, str]]:
+        run, calls = self._runner(twin, inputs, found)
         branches: list[Branch] = []
         refused: dict[str, str] = {}
         for name, branch in found.items():
@@ -100,13 +103,12 @@ class _Trial:
         return branches, refused
 
     def _runner(
-        self, twin: nn.Module, inputs: _Inputs, found: Mapping[str, Found], mode: AbstractContextManager[Any]
+        self, twin: nn.Module, inputs: _Inputs, found: Mapping[str, Found]
     ) -> tuple[Callable[[Branch], None], dict[str, Called]]:
         """What tells whether the model runs without a branch, and how the branches' modules are called."""
 
         def shapes(training: bool) -> list[tuple[int, ...]]:
-            with mode:
-                return [tuple(t.shape) for t in _answer(twin.train(training), inputs)]
+            return [tuple(t.shape) for t in _answer(twin.train(training), inputs)]
 
         with recorded(twin, [path for branch in found.values() for path in branch.modules]) as calls:
             expected = {False: shapes(False)}
