@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from wiring_cnns import BottleneckResNet, MobileNet
 from wiring_transformers import Decoder
 
+from setpoint.recipes.models.bottleneck import BottleneckResNet
+from setpoint.recipes.models.mobilenet import MobileNetV2
 from setpoint.wiring import Wiring, check_growth, derive
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -26,7 +27,7 @@ def without(wiring: Wiring, tensor: str) -> Wiring:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_it_works_in_any_dtype_and_leaves_the_generator_and_the_model(dtype):
-    model = MobileNet().to(dtype).train()
+    model = MobileNetV2((3, 16, 16), 5, 0.25).to(dtype).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     wiring = derive(model, IMAGES.to(dtype))
     torch.manual_seed(3)
@@ -71,7 +72,7 @@ def test_a_tied_embedding_does_not_hide_a_fault_elsewhere():
 
 
 def test_on_the_meta_device_shapes_are_compared():
-    model, inputs = BottleneckResNet().to("meta"), IMAGES.to("meta")
+    model, inputs = BottleneckResNet((3, 16, 16), 5, (1, 1), 0.125).to("meta"), IMAGES.to("meta")
     wiring = derive(model, inputs)
     check_growth(model, wiring, doubled(wiring), inputs)
     with pytest.raises(ValueError, match="the wiring of 'conv1' is not what it seems: growing conv1: the "):
