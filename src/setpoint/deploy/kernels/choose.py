@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -75,8 +76,10 @@ def use_sparse_kernels(
     dense = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
     run = _Run(dense, example_inputs)
     rules = Rules(names, margin, tolerance, timer or Race())
-    trials = [try_kernels(site, calls, rules) for site, calls in _called(run, find_sites(dense, exclude))]
-    return _Settlement(run, rules, trials).settle()
+    # The clock waits for the current GPU.
+    with torch.cuda.device(run.device) if run.device.type == "cuda" else nullcontext():
+        trials = [try_kernels(site, calls, rules) for site, calls in _called(run, find_sites(dense, exclude))]
+        return _Settlement(run, rules, trials).settle()
 
 
 class _Run:
@@ -84,6 +87,7 @@ class _Run:
 
     def __init__(self, dense: nn.Module, example: Any) -> None:
         self.dense = dense
+        self.device = next((t.device for t in (*dense.parameters(), *dense.buffers())), torch.device("cpu"))
         self.keywords: dict[str, Any] = {}
         self.arguments: tuple[Any, ...] = ()
         if isinstance(example, Mapping):
@@ -176,7 +180,7 @@ class _Settlement:
     def _report(
         self, one: _Candidate, dense_ms: float | None, ms: float | None, faster: float, off: float
     ) -> KernelReport:
-        device = next((t.device for t in (*one.model.parameters(), *one.model.buffers())), torch.device("cpu"))
+        device = self.run.device
         return KernelReport(
             layers=tuple(trial.report() for trial in self.trials),
             transposed=one.transposed,
