@@ -112,6 +112,15 @@ def test_layer_norm_over_channels_if_that_is_accepted():
     assert model(x).shape == (2, 2)
 
 
+def test_one_example_is_enough_for_batch_norms_in_training():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)).train()
+    x = torch.randn(1, 3, 4, 4)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        model(x)
+    assert [group.size for group in derive(model, x).groups] == [6]
+    assert all(module.training for module in model.modules())
+
+
 def test_norms_without_parameters_follow_too():
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.InstanceNorm2d(6), nn.BatchNorm2d(6, affine=False), nn.Conv2d(6, 2, 1))
     x = torch.randn(2, 3, 4, 4)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from setpoint.wiring.leaves import FUNCTIONS
@@ -51,7 +52,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         numbers.
     """
     log: list[Expression] = []
-    with _attributes_watched(model, log), warnings.catch_warnings():
+    with _attributes_watched(model, log), _norms_at_rest(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*were assigned during export")  # recurrent layers; export undoes it
         program = torch.export.export(Watched(model, log), args, kwargs, strict=False)
     return program, log
@@ -176,6 +177,19 @@ def _stripped(value: Any, numbers: list[int]) -> Any:
     if type(value) is dict:
         return {k: _stripped(v, numbers) for k, v in value.items()}
     return value
+
+
+@contextmanager
+def _norms_at_rest(model: nn.Module) -> Iterator[None]:
+    """Have batch norms use their running statistics: the axes are the same, and a single example will do."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
 
 
 @contextmanager
