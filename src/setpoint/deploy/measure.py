@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from setpoint.budget import count_flops
+from setpoint.budget.timing import medians
 from setpoint.deploy.export import OnnxModel, export
 from setpoint.deploy.running import evaluating, tensors_in
 from setpoint.inputs import call_arguments
@@ -107,19 +107,6 @@ def _batch(example: Any, size: int, device: torch.device | str = "cpu") -> Any:
 
 def _latencies(models: Mapping[str, Callable[..., Any]], inputs: Any, repeats: int) -> dict[str, float]:
     args, kwargs = call_arguments(inputs)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for i in range(repeats + 3):
-        for name, model in models.items():
-            since = _now(inputs)
-            model(*args, **kwargs)
-            if i >= 3:
-                times[name].append(_now(inputs) - since)
-    return {name: 1e3 * median(taken) for name, taken in times.items()}
-
-
-def _now(inputs: Any) -> float:
-    """The time at which the device has done what it was given."""
-    for tensor in tensors_in(inputs):
-        if tensor.is_cuda:
-            torch.cuda.synchronize(tensor.device)
-    return time.perf_counter()
+    device = next((tensor.device for tensor in tensors_in(inputs)), torch.device("cpu"))
+    works = [partial(model, *args, **kwargs) for model in models.values()]
+    return dict(zip(models, medians(works, device, repeats=repeats, warm_up=3)))
