@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet20", "vgg16"])
     parser.add_argument("--method", default="wgsef")
-    parser.add_argument("--multiples", type=int, nargs="+", default=[1, 8], help="widths are multiples of these")
+    parser.add_argument("--multiples", type=int, nargs="+", default=[1, 8, 16], help="widths are multiples of these")
     parser.add_argument("--flops", type=float, default=0.5, help="fraction that may stay")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -102,7 +102,7 @@ def _flops(model: nn.Module, inputs: Any) -> int:
 
 
 def _batch(example: Any, size: int, device: torch.device | str = "cpu") -> Any:
-    return _pytree.tree_map_only(Tensor, lambda t: t.to(device).unsqueeze(0).expand(size, *t.shape), example)
+    return _pytree.tree_map_only(Tensor, lambda t: torch.stack([t.to(device)] * size), example)
 
 
 def _latencies(models: Mapping[str, Callable[..., Any]], inputs: Any, repeats: int) -> dict[str, float]:
