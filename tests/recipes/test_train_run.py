@@ -229,3 +229,26 @@ def test_what_cannot_be_done_leaves_no_folder_and_trains_no_twin(tmp_path: Path,
             train_run(replace(QUICK, **wrong), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not cache.exists()
+
+
+def test_in_bfloat16_the_weights_stay_in_float32_and_the_budget_is_met(tmp_path: Path) -> None:
+    seen: set[torch.dtype] = set()
+    config = replace(QUICK, precision="bfloat16", dense_twin=False)
+
+    def note(module: torch.nn.Module, inputs: object, output: object) -> None:
+        if isinstance(module, torch.nn.Linear) and module.training and isinstance(output, torch.Tensor):
+            seen.add(output.dtype)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        result = train_run(config, tmp_path / "low")
+    finally:
+        handle.remove()
+    full = train_run(replace(config, precision="float32"), tmp_path / "full")
+    assert seen == {torch.bfloat16}
+    assert result.report["exact"]
+    assert not same(tmp_path / "low", tmp_path / "full")
+    assert abs(result.test_accuracy - full.test_accuracy) < 0.05
+    assert {t.dtype for t in setpoint.load(tmp_path / "low/model.safetensors").values()} == {torch.float32}
+    with pytest.raises(ValueError, match="precision='half' is none of float32, bfloat16"):
+        replace(config, precision="half")

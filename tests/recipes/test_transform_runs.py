@@ -14,7 +14,7 @@ from setpoint.recipes import Progress, TrainConfig, load_config, read_result, re
 from setpoint.recipes.data import load_dataset
 from setpoint.recipes.models import build_model
 from setpoint.recipes.parts import build_parts
-from setpoint.recipes.run_folder import default_folder
+from setpoint.recipes.run_folder import default_folder, read_metrics
 from setpoint.reporting import compare_table, group_runs, run_tables
 
 QUICK = TrainConfig(
@@ -171,3 +171,13 @@ def test_what_contradicts_it_is_refused(given: dict[str, object], message: str) 
 def test_the_usual_sparsity_gives_way() -> None:
     assert TrainConfig.of({"transform": "doped"}).sparsity is None
     assert TrainConfig.of({"transform": "none"}).sparsity == 0.9
+
+
+@pytest.mark.parametrize("method", ["static", "set", "rigl"])
+def test_moving_supports_hold_the_count_in_the_file(method: str, tmp_path: Path) -> None:
+    result = train_run(replace(QUICK, method=method, epochs=3), tmp_path / "run")
+    assert result.report["exact"]
+    saved = weights(tmp_path / "run")
+    for layer in result.report["layers"]:
+        assert int(torch.count_nonzero(saved[layer["name"]])) == layer["params_kept"]
+    assert len({row.sparsity for row in read_metrics(tmp_path / "run/metrics.csv")}) == 1

@@ -12,6 +12,7 @@ from setpoint.methods import Method, make_method
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 RateSchedule = Literal["cosine", "constant"]
+Precision = Literal["float32", "bfloat16"]
 Transform = Literal["none", "wide", "parallel", "factorized", "doped"]
 Option = bool | int | float | str
 
@@ -56,6 +57,8 @@ class TrainConfig:
         momentum: of sgd.
         lr_schedule: cosine (to zero) or constant.
         augment: vary the training examples, where the data set allows it.
+        precision: of the operations in training: float32, or bfloat16 where torch's autocast takes it (weights,
+            optimizer and evaluation stay in float32).
         seed: decides weights, batches and the validation split.
         device: cpu, cuda, or auto for cuda where there is one.
         checkpoint_every: steps between two checkpoints; one more is written after every epoch.
@@ -96,6 +99,7 @@ class TrainConfig:
     momentum: float | None = None
     lr_schedule: RateSchedule | None = None
     augment: bool = True
+    precision: Precision = "float32"
     seed: int = 0
     device: str = "cpu"
     checkpoint_every: int = 200
@@ -112,6 +116,7 @@ class TrainConfig:
             raise ValueError(f"momentum={self.momentum} must lie in [0, 1)")
         _check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         _check_choice("lr_schedule", self.lr_schedule, get_args(RateSchedule))
+        _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("transform", self.transform, get_args(Transform))
         self._check_transform()
         # Building these is their check: a fault is told before any data are read.

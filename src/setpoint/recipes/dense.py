@@ -39,6 +39,7 @@ _FIELDS = (
     "momentum",
     "lr_schedule",
     "augment",
+    "precision",
     "seed",
     "device",
 )

@@ -97,7 +97,10 @@ class Fit:
     def _step(self, inputs: Tensor, targets: Tensor) -> None:
         parts = self.parts
         parts.optimizer.zero_grad(set_to_none=True)
-        loss = cross_entropy(parts.model(inputs), targets)
+        reduced = parts.config.precision == "bfloat16"
+        with torch.autocast(parts.device.type, torch.bfloat16, enabled=reduced):
+            logits = parts.model(inputs)
+        loss = cross_entropy(logits.float(), targets)
         loss.backward()  # type: ignore[no-untyped-call]
         parts.optimizer.step()
         parts.scheduler.step()

@@ -78,7 +78,7 @@ class GPT(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
         if tied:
             self.head.weight = self.tokens.weight
-        self._initialise(depth)
+        self.reset_parameters()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (N, T) int64 to logits (N, T, vocabulary); those at t see the tokens up to t.
@@ -96,11 +96,16 @@ class GPT(nn.Module):
         logits: Tensor = self.head(self.norm(states))
         return logits
 
-    def _initialise(self, depth: int) -> None:
-        """What is added to the stream begins smaller the more blocks add to it."""
-        for name, module in self.named_modules():
+    def reset_parameters(self) -> None:
+        """Draw all weights; what is added to the stream begins smaller the more blocks add to it."""
+        for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                adds = name.endswith(("attention.out", "down"))
-                nn.init.normal_(module.weight, std=_DEVIATION / (2 * depth) ** 0.5 if adds else _DEVIATION)
+                nn.init.normal_(module.weight, std=_DEVIATION)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        width = self.tokens.embedding_dim
+        for block in self.blocks:
+            # A layer of several (a product, a sum) adds to the stream with those of its parts that have its width.
+            for module in (*block.attention.out.modules(), *block.down.modules()):
+                if isinstance(module, nn.Linear) and module.out_features == width:
+                    nn.init.normal_(module.weight, std=_DEVIATION / (2 * len(self.blocks)) ** 0.5)
