@@ -15,16 +15,15 @@ that model, mode and number of epochs in the folder of runs.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from itertools import product
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 from methods_runs import DATA, MODES, Task, finished, stem, tasks_in
+from pool import run_pool
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -80,38 +79,13 @@ def run_all(args: argparse.Namespace) -> int:
     # The dense twins first: the runs of a seed share one.
     first = [next(task for task in todo if task.seed == seed) for seed in dict.fromkeys(task.seed for task in todo)]
     batches = (first, [task for task in todo if task not in first])
-    return failed + sum(_run_batch(batch, args) for batch in batches)
+    run, tell = partial(Task.run, runs=args.runs), partial(_tell, args)
+    return failed + sum(run_pool(batch, run, tell, processes=args.processes) for batch in batches)
 
 
-def _run_batch(tasks: list[Task], args: argparse.Namespace) -> int:
-    failed = 0
-    pool = ProcessPoolExecutor(args.processes, get_context("spawn"))
-    try:
-        waiting = {pool.submit(run, task, args.runs): task for task in tasks}
-        for done in as_completed(waiting):
-            name, error = waiting[done].name, done.exception()
-            if error is not None:
-                failed += 1
-                print(f"{name}: failed: {type(error).__name__}: {error}", flush=True)
-                continue
-            result = done.result()
-            dense = result["dense_test_accuracy"]
-            print(f"{name}: {result['test_accuracy']:.4f} (dense {dense:.4f})", flush=True)
-            collect(args)
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in active_children():
-            worker.terminate()
-        raise
-    pool.shutdown()
-    return failed
-
-
-def run(task: Task, runs: Path) -> dict[str, Any]:
-    import torch
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return task.run(runs)
+def _tell(args: argparse.Namespace, task: Task, result: dict[str, Any]) -> None:
+    print(f"{task.name}: {result['test_accuracy']:.4f} (dense {result['dense_test_accuracy']:.4f})", flush=True)
+    collect(args)
 
 
 def collect(args: argparse.Namespace) -> None:
