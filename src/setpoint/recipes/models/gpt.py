@@ -105,6 +105,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(module.bias)
         width = self.tokens.embedding_dim
         for block in self.blocks:
+            assert isinstance(block, Block)
             # A layer of several (a product, a sum) adds to the stream with those of its parts that have its width.
             for module in (*block.attention.out.modules(), *block.down.modules()):
                 if isinstance(module, nn.Linear) and module.out_features == width:
