@@ -11,21 +11,45 @@ and answers `sign(x_i) (a_i'u_i) u_i`. One multiplier mu decides all: `u_i` is p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
 
+from setpoint.functional.compiled import new_like, usable
 from setpoint.functional.gsp_vectors import TIE, Vectors
 from setpoint.functional.root import monotone_root
+
+if TYPE_CHECKING:
+    from setpoint.functional.gsp_large import LargeVectors
 
 # Accepted error in the average sparsity.
 _TOLERANCE = 1e-10
 
 
+@dataclass
+class WarmStart:
+    """Where a projection begins to search: at the multiplier that the last one of nearly the same vectors found.
+
+    Give the same one to every projection of a run; each reads it and leaves its own.
+
+    Attributes:
+        multiplier: the mu of the last projection.
+    """
+
+    multiplier: float | None = None
+
+
 @overload
 def project_gsp(
-    vectors: Tensor, sparsity: float, weights: Tensor | None = None, *, scale_invariant: bool = False
+    vectors: Tensor,
+    sparsity: float,
+    weights: Tensor | None = None,
+    *,
+    scale_invariant: bool = False,
+    warm: WarmStart | None = None,
+    out: Tensor | None = None,
 ) -> Tensor: ...
 @overload
 def project_gsp(
@@ -34,6 +58,8 @@ def project_gsp(
     weights: Sequence[Tensor] | None = None,
     *,
     scale_invariant: bool = False,
+    warm: WarmStart | None = None,
+    out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]: ...
 @torch.no_grad()
 def project_gsp(
@@ -42,10 +68,13 @@ def project_gsp(
     weights: Tensor | Sequence[Tensor] | None = None,
     *,
     scale_invariant: bool = False,
+    warm: WarmStart | None = None,
+    out: Tensor | Sequence[Tensor] | None = None,
 ) -> Tensor | list[Tensor]:
     """Project a set of vectors to an average Hoyer sparsity of at least `sparsity`.
 
-    The result has exactly that average (to 1e-10, before it is rounded to the input's dtype), unless the input has
+    The result has exactly that average (to 1e-10, before it is rounded to the input's dtype; to 1e-9 where float32 is
+    read by compiled kernels, see `setpoint.functional.compiled`), unless the input has
     more already: then it is returned as it is. Where several entries of a vector tie at its maximum, so that no
     threshold gives the average asked, the tied entries are filled unequally (the first gets most), which is an exact
     optimum too. With weights, some averages can only be exceeded: the next higher one is taken.
@@ -55,15 +84,18 @@ def project_gsp(
 
     Args:
         vectors: a matrix, whose rows are the vectors; a 1-D tensor, which is one vector; or a sequence of these, all
-            projected as one set. Any real floating dtype and device; computed in float64.
+            projected as one set. Any real floating dtype and device; sums are float64.
         sparsity: average to reach, in [0, 1].
         weights: same shape or shapes as `vectors`, non-negative: the weighted Hoyer measure, in which entries of
             large weight are driven out first.
         scale_invariant: project the vectors at unit length and give them their scale back. Without it (the paper's
             form) vectors of small norm take most of the sparsity, down to a single entry each.
+        warm: where to begin, and where to leave what was found.
+        out: tensors of the same shapes and dtypes to write to. The vectors themselves are possible, and the fastest:
+            nothing new is allocated.
 
     Returns:
-        New tensors of the same shapes, dtypes and structure.
+        `out`, or new tensors of the same shapes, dtypes and structure.
 
     Raises:
         ValueError: for a sparsity outside [0, 1], NaN or infinite entries, negative weights, or shapes that differ.
@@ -74,11 +106,25 @@ def project_gsp(
     spread = [weights] if isinstance(weights, Tensor) else weights
     if spread is not None and len(spread) != len(tensors):
         raise ValueError(f"{len(spread)} tensors of weights were given for {len(tensors)} tensors of vectors")
-    rows = [_as_rows(tensor, i) for i, tensor in enumerate(tensors)]
-    weight_rows = None if spread is None else [_weight_rows(w, t, i) for i, (w, t) in enumerate(zip(spread, tensors))]
-    factors = gsp_factors(rows, sparsity, weight_rows, scale_invariant=scale_invariant)
-    out = [t.clone() if f is None else _scaled(t, f) for t, f in zip(tensors, factors)]
-    return out[0] if single else out
+    matrices = [_as_matrix(tensor, i) for i, tensor in enumerate(tensors)]
+    results = _results(tensors, out)
+    done = spread is None and _project_large(matrices, sparsity, scale_invariant, warm, results)
+    if not done:
+        rows = [_magnitudes(matrix, i) for i, matrix in enumerate(matrices)]
+        weighting = None if spread is None else [_weight_rows(w, t, i) for i, (w, t) in enumerate(zip(spread, tensors))]
+        for i, factors in enumerate(_factors(rows, sparsity, weighting, scale_invariant, warm)):
+            results[i].copy_(tensors[i] if factors is None else _scaled(tensors[i], factors))
+    return results[0] if single else results
+
+
+def _results(tensors: Sequence[Tensor], out: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
+    if out is None:
+        return [new_like(tensor) for tensor in tensors]
+    results = [out] if isinstance(out, Tensor) else list(out)
+    asked, given = ([(tuple(t.shape), t.dtype, t.device) for t in ts] for ts in (tensors, results))
+    if asked != given:
+        raise ValueError(f"out has tensors of {given}; the vectors are of {asked}")
+    return results
 
 
 def gsp_factors(
@@ -87,16 +133,67 @@ def gsp_factors(
     weights: Sequence[Tensor] | None = None,
     *,
     scale_invariant: bool = False,
+    warm: WarmStart | None = None,
 ) -> list[Tensor | None]:
     """What each entry is multiplied by in the projection of `project_gsp`.
 
     Args:
         rows: matrices whose rows are the vectors' magnitudes, non-negative and finite.
-        sparsity, weights, scale_invariant: as in `project_gsp`.
+        sparsity, weights, scale_invariant, warm: as in `project_gsp`.
 
     Returns:
-        A float64 matrix of factors for each matrix, or None where its rows stay as they are.
+        A matrix of factors for each matrix, in float64 or the matrix's own dtype; None where its rows stay as they are.
     """
+    if weights is None and (large := _solved_large(rows, sparsity, scale_invariant, warm)) is not None:
+        written = large.write(relative=True)
+        return [written.get(i) for i in range(len(rows))]
+    return _factors(rows, sparsity, weights, scale_invariant, warm)
+
+
+def _project_large(
+    matrices: Sequence[Tensor],
+    sparsity: float,
+    scale_invariant: bool,
+    warm: WarmStart | None,
+    results: Sequence[Tensor],
+) -> bool:
+    """Write the projection by compiled kernels, where they apply."""
+    large = _solved_large(matrices, sparsity, scale_invariant, warm)
+    if large is None:
+        return False
+    into = [r.reshape(m.shape) if r.is_contiguous() else None for r, m in zip(results, matrices)]
+    written = large.write(relative=False, into=into)
+    for i, (result, matrix) in enumerate(zip(results, matrices)):
+        if into[i] is None or i not in written:
+            result.copy_(written.get(i, matrix).reshape(result.shape))
+    return True
+
+
+def _solved_large(
+    matrices: Sequence[Tensor], sparsity: float, scale_invariant: bool, warm: WarmStart | None
+) -> LargeVectors | None:
+    """The vectors for the kernels, with their multiplier; None where kernels do not apply."""
+    part = {i: matrix.contiguous() for i, matrix in enumerate(matrices) if len(matrix) and matrix.shape[1] > 1}
+    if sparsity == 1.0 or not usable(list(part.values())):
+        return None
+    from setpoint.functional.gsp_large import LargeVectors
+
+    large = LargeVectors(part, scale_invariant)
+    if not large.readable or not large.solve(sparsity, None if warm is None else warm.multiplier):
+        return None
+    if warm is not None and large.multiplier is not None:
+        warm.multiplier = large.multiplier
+    return large
+
+
+def _factors(
+    rows: Sequence[Tensor],
+    sparsity: float,
+    weights: Sequence[Tensor] | None,
+    scale_invariant: bool,
+    warm: WarmStart | None,
+) -> list[Tensor | None]:
+    """What each entry is multiplied by, in eager float64: for all that the kernels do not take, and their reference."""
     members = [Vectors.of(r, None if weights is None else weights[i], scale_invariant) for i, r in enumerate(rows)]
     active = [m for m in members if m is not None]
     count = sum(m.count for m in active)
@@ -106,9 +203,12 @@ def gsp_factors(
     if sparsity == 1.0:
         return [None if m is None else m.peak_factors() for m in members]
     upper = _upper_end(active, level)
+    start = _guess(active) if warm is None or warm.multiplier is None else warm.multiplier
     root = monotone_root(
-        lambda mu: _excess(active, mu), 0.0, upper, level=level, tolerance=_TOLERANCE * count, start=_guess(active)
+        lambda mu: _excess(active, mu), 0.0, upper, level=level, tolerance=_TOLERANCE * count, start=start
     )
+    if warm is not None:
+        warm.multiplier = root.x
     if root.converged:
         return [None if m is None else m.factors(root.x) for m in members]
     return _filled(members, root.lower, root.upper, level)
@@ -178,7 +278,7 @@ def _check_sparsity(sparsity: float) -> None:
         raise ValueError(f"sparsity={sparsity} is not a Hoyer sparsity: it must lie in [0, 1]")
 
 
-def _as_rows(tensor: Tensor, position: int) -> Tensor:
+def _as_matrix(tensor: Tensor, position: int) -> Tensor:
     if tensor.ndim not in (1, 2):
         raise ValueError(
             f"tensor {position} has shape {tuple(tensor.shape)}: give a matrix of row vectors or a single vector "
@@ -186,9 +286,13 @@ def _as_rows(tensor: Tensor, position: int) -> Tensor:
         )
     if not tensor.is_floating_point():
         raise ValueError(f"tensor {position} has dtype {tensor.dtype}: a floating dtype is needed")
-    if not bool(torch.isfinite(tensor).all()):
+    return tensor.reshape(1, -1) if tensor.ndim == 1 else tensor
+
+
+def _magnitudes(matrix: Tensor, position: int) -> Tensor:
+    if not bool(torch.isfinite(matrix).all()):
         raise ValueError(f"tensor {position} holds NaN or infinite entries")
-    return tensor.abs().reshape(1, -1) if tensor.ndim == 1 else tensor.abs()
+    return matrix.abs()
 
 
 def _weight_rows(weights: Tensor, tensor: Tensor, position: int) -> Tensor:
