@@ -15,6 +15,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from setpoint.functional.compiled import usable
 from setpoint.functional.ragged import PerTensor, as_list, check_magnitudes, per_tensor
 from setpoint.functional.root import monotone_root
 
@@ -80,6 +81,8 @@ def project_budget(
 def _project(magnitudes: Sequence[Tensor], budget: float, costs: list[Tensor], floors: Sequence[int]) -> list[Tensor]:
     if not budget >= 0:
         raise ValueError(f"budget={budget} must be a number >= 0")
+    if (large := _large(magnitudes, budget, costs, floors)) is not None:
+        return large
     problem = _Problem.of(magnitudes, costs)
     kept = [_largest(m, floor) for m, floor in zip(problem.magnitudes, floors)]
     spent = problem.cost_of(kept)
@@ -97,6 +100,21 @@ def _project(magnitudes: Sequence[Tensor], budget: float, costs: list[Tensor], f
     if not problem.equal:
         _fill(problem, kept, budget + slack - problem.cost_of(kept))
     return kept
+
+
+def _large(
+    magnitudes: Sequence[Tensor], budget: float, costs: Sequence[Tensor], floors: Sequence[int]
+) -> list[Tensor] | None:
+    """A top-k of many, by compiled kernels, where costs are equal; None where kernels do not apply."""
+    if any(c.ndim for c in costs) or len({float(c) for c in costs}) != 1 or not usable(magnitudes):
+        return None
+    cost = float(costs[0])
+    count = (budget + _SLACK * max(1.0, abs(budget))) / cost if cost > 0.0 else math.inf
+    if not 1.0 <= count < sum(m.numel() for m in magnitudes):
+        return None
+    from setpoint.functional.budget_large import largest_of_many
+
+    return largest_of_many(magnitudes, int(count), floors)
 
 
 @dataclass(frozen=True)

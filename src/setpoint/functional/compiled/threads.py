@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,3 +53,17 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 def ranges(length: int, piece: int = PIECE) -> Iterator[tuple[int, int]]:
     """Consecutive pieces of so many entries, the last one shorter."""
     return ((begin, min(length, begin + piece)) for begin in range(0, length, piece))
+
+
+def in_memory(tensor: Tensor) -> Array | None:
+    """A tensor's entries in the order in which they lie in memory, as a 1-D array; None where there are gaps."""
+    tensor = tensor.detach()
+    if not tensor.is_contiguous():
+        step = 1
+        for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape) if n != 1):
+            if stride != step:
+                return None
+            step *= size
+        tensor = tensor.as_strided((tensor.numel(),), (1,))
+    array: Array = tensor.reshape(-1).numpy()
+    return array
