@@ -182,16 +182,15 @@ class Gates:
     def slopes(self, index: int, optimizer: Optimizer) -> Tensor:
         """Derivative of the loss by each of one layer's gates, flat; 0 for gates that are zero."""
         z = self.samples(index)
-        total = torch.zeros_like(z)
-        for site in self._sites[index]:
-            parameter = site.parameter
-            if parameter.grad is not None:
-                weight = parameter.detach()
-                total += site.units.sums(parameter.grad.float() * weight.float(), weight).flatten()
+        felt = [(site.units, site.parameter.detach(), site.parameter.grad) for site in self._sites[index]]
+        sums = [units.sums(grad.float() * weight.float(), weight) for units, weight, grad in felt if grad is not None]
+        if not sums:
+            return torch.zeros_like(z)
+        total = sums[0].flatten() if len(sums) == 1 else torch.stack([s.flatten() for s in sums]).sum(0)
         # A fused optimizer takes the scale of a gradient scaler off within its step.
         scale = getattr(optimizer, "grad_scale", None)
         total = total if scale is None else total / scale
-        return torch.where(z > 0, total / z.masked_fill(z == 0, 1.0), 0.0)
+        return torch.where(z > 0, total / z, 0.0)
 
     def _watching(self) -> NormWatch:
         whole = [i for i, layer in enumerate(self._layers) if layer.partition.whole_outputs]

@@ -31,6 +31,14 @@ def memories(sparsifier):
     return sparsifier.state_dict()["memories"]
 
 
+def alphas(sparsifier):
+    """Of the one budget, by layer: views of what the method remembers."""
+    (memory,) = memories(sparsifier)
+    counts = [p.counts for p in sparsifier._all_units()[0].partitions]
+    parts = memory["log_alpha"].split([math.prod(c) for c in counts])
+    return [part.view(c) for part, c in zip(parts, counts)]
+
+
 def same(first, second):
     return all(torch.equal(v, second[k]) for k, v in first.items()) and first.keys() == second.keys()
 
@@ -46,31 +54,28 @@ def gated(model):
 def test_gates_open_with_the_probability_asked_for():
     for opening in (0.6, 0.95):
         *_, sparsifier = sparsify(method=ConstrainedL0(opening=opening), schedule=AT_ONCE)
-        for a in memories(sparsifier)[0]["log_alpha"]:
-            assert torch.allclose(hard_concrete_open(a), torch.tensor(opening), atol=1e-6)
+        alpha = memories(sparsifier)[0]["log_alpha"]
+        assert torch.allclose(hard_concrete_open(alpha), torch.tensor(opening), atol=1e-6)
 
 
 def test_gates_that_are_shut_cost_nothing_whatever_their_bound():
     """The expected cost of a gate at its lower bound is above zero; that of the network's zeros is not."""
     model, opt, batch, sparsifier = sparsify(schedule=AT_ONCE, target=0.98)
     (memory,) = memories(sparsifier)
-    for a in memory["log_alpha"]:
-        a.fill_(-1e9)
+    memory["log_alpha"].fill_(-1e9)
     train(model, opt, batch, 1)
-    bound = memory["log_alpha"][0].min()
+    bound = memory["log_alpha"].min()
     assert float(bound) > -10
     assert float(hard_concrete_open(bound)) > 1e-4
     assert float(memory["violation"]) == -1.0, "nothing is open: as far below the budget as is counted"
     assert float(memory["multiplier"]) == 0.0
     assert count(sparsifier.report())[0] == 0
-    layers, budget = memory["log_alpha"], sparsifier._budgets[0]
+    alpha, budget = memory["log_alpha"], sparsifier._budgets[0]
     # With as many open as the target lets stay, the violation is none.
-    flat = torch.cat([a.flatten() for a in layers])
-    flat[: int(budget.kept)] = 2.0
-    for a, part in zip(layers, flat.split([a.numel() for a in layers])):
-        a.copy_(part.reshape(a.shape))
+    alpha[: int(budget.kept)] = 2.0
     units = sparsifier._all_units(last=True)[0]
-    sparsifier.method.gates(units, [(torch.ones_like(a), torch.zeros_like(a)) for a in layers])
+    still = [(torch.ones(p.counts), torch.zeros(p.counts)) for p in units.partitions]
+    sparsifier.method.gates(units, still)
     assert float(memory["violation"]) == pytest.approx(math.log(int(budget.kept) / budget.room(1.0)), abs=1e-6)
 
 
@@ -84,11 +89,11 @@ def test_gates_of_bigger_units_are_charged_more():
         sparsifier = setpoint.Sparsifier(
             model, opt, method=method, target=target, unit="row", steps=STEPS, schedule=AT_ONCE
         )
-        (memory,), (units,) = memories(sparsifier), sparsifier._all_units(last=True)
-        before = [a.clone() for a in memory["log_alpha"]]
+        (units,) = sparsifier._all_units(last=True)
+        before = [a.clone() for a in alphas(sparsifier)]
         # The loss pulls at all of them alike, to stay open.
         method.gates(units, [(torch.full_like(a, 0.5), torch.full_like(a, -0.01)) for a in before])
-        moved = [a - b for a, b in zip(memory["log_alpha"], before)]
+        moved = [a - b for a, b in zip(alphas(sparsifier), before)]
         assert [bool((m < 0).all()) for m in moved] == falls
         assert [bool((m > 0).all()) for m in moved] == [not f for f in falls]
         sparsifier.remove()
@@ -102,7 +107,7 @@ def test_the_cut_goes_by_the_gates_whatever_the_cost_which_they_have_felt_alread
     sparsifier = setpoint.Sparsifier(
         model, opt, method="l0", target=target, unit="row", steps=STEPS, schedule=AT_ONCE, floor=0
     )
-    for a, opened in zip(memories(sparsifier)[0]["log_alpha"], (1.0, 0.5)):
+    for a, opened in zip(alphas(sparsifier), (1.0, 0.5)):
         a.fill_(opened)
     sparsifier.freeze()
     assert [float(m.float().mean()) for m in sparsifier.masks.values()] == [1.0, 0.0]
@@ -204,13 +209,13 @@ def test_among_gates_alike_the_larger_magnitudes_stay():
 
 def test_folding_multiplies_the_medians_in_and_gives_no_unit_that_is_kept_a_zero():
     model, _, _, sparsifier = sparsify(schedule=AT_ONCE, unit="row", floor=2)
-    (memory,) = memories(sparsifier)
     before = {n: model.state_dict()[n].clone() for n in sparsifier.masks}
-    for a in memory["log_alpha"]:
+    of_layers = alphas(sparsifier)
+    for a in of_layers:
         a.copy_(torch.linspace(-6, 4, a.numel()).reshape(a.shape))
-    memory["log_alpha"][1].fill_(-6.0)  # all shut; the floor keeps two of them all the same
+    of_layers[1].fill_(-6.0)  # all shut; the floor keeps two of them all the same
     sparsifier.freeze()
-    for (name, mask), a in zip(sparsifier.masks.items(), memory["log_alpha"]):
+    for (name, mask), a in zip(sparsifier.masks.items(), of_layers):
         after, kept = model.get_parameter(name).detach(), mask[:, 0]
         assert bool((after[mask] != 0).all())
         median = hard_concrete(a).flatten()
@@ -223,8 +228,7 @@ def test_folding_multiplies_the_medians_in_and_gives_no_unit_that_is_kept_a_zero
 
 def test_the_same_network_right_before_and_after_the_cut_where_the_count_is_met():
     model, _, batch, sparsifier = sparsify(schedule=AT_ONCE, target=setpoint.Target(units=21), unit="row")
-    (memory,) = memories(sparsifier)
-    for a in memory["log_alpha"]:
+    for a in alphas(sparsifier):
         a.fill_(-3.0).flatten()[: a.numel() // 2] = 1.0
     sparsifier._open(None)
     before = model.eval()(batch(0)[0])
@@ -404,7 +408,7 @@ def test_removed_in_the_middle_it_leaves_a_plain_model(taken, net):
 def test_what_is_open_is_what_is_reported_in_the_sparsify_phase():
     model, opt, batch, sparsifier = sparsify(unit="row", schedule=AT_ONCE)
     train(model, opt, batch, 3)
-    a = memories(sparsifier)[0]["log_alpha"][0]
+    a = alphas(sparsifier)[0]
     a.fill_(2.0).flatten()[:5] = -3.0
     sparsifier._open(None)
     assert sparsifier.report().layers[0].units_kept == a.numel() - 5

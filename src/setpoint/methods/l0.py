@@ -79,10 +79,9 @@ class ConstrainedL0(Method):
             self._start(units)
         elif felt is not None:
             self._learn(units, felt)
-        return [
-            (hard_concrete(a, self._noise(layer.name, units.memory["steps"], a)), hard_concrete(a))
-            for layer, a in zip(units.layers, units.memory["log_alpha"])
-        ]
+        alpha = units.memory["log_alpha"]
+        sample = hard_concrete(alpha, self._noise(units, alpha))
+        return list(zip(_apart(units, sample), _apart(units, hard_concrete(alpha))))
 
     def scores(self, units: Units) -> Sequence[Tensor]:
         """By the gates, whatever the cost, which the gates have felt already; among equal ones by magnitude."""
@@ -91,14 +90,15 @@ class ConstrainedL0(Method):
         top = max(float(m.max()) for m in units.magnitudes) or 1.0
         return [
             a.double().sigmoid() * (1.0 + 1e-9 * m.double() / top) * c.sqrt()
-            for a, m, c in zip(units.memory["log_alpha"], units.magnitudes, units.costs)
+            for a, m, c in zip(_apart(units, units.memory["log_alpha"]), units.magnitudes, units.costs)
         ]
 
     def fold(self, units: Units, kept: Sequence[Tensor]) -> Sequence[Tensor]:
         """The medians; for a unit that is kept though its gate is shut, the probability that it is open."""
         if not units.memory:
             return as_factors(kept)
-        return [_folded(a).masked_fill(~k, 0.0) for a, k in zip(units.memory["log_alpha"], kept)]
+        folded = _apart(units, _folded(units.memory["log_alpha"]))
+        return [f.masked_fill(~k, 0.0) for f, k in zip(folded, kept)]
 
     def gauges(self, units: Units) -> dict[str, float]:
         """The multiplier, and by how much open gates cost more than they may (a logarithm)."""
@@ -107,52 +107,51 @@ class ConstrainedL0(Method):
 
     def _start(self, units: Units) -> None:
         shut = math.log(self.opening / (1.0 - self.opening)) - float(hard_concrete_open(torch.zeros(())).logit())
-        alphas = [torch.full(p.counts, shut, device=la.device) for p, la in zip(units.partitions, units.layers)]
+        alpha = torch.full((sum(map(math.prod, _counts(units))),), shut, device=units.layers[0].device)
+        # All gates of a budget in one tensor, so that a step takes few operations however many layers there are.
         units.memory.update(
-            log_alpha=alphas,
-            first=[torch.zeros_like(a) for a in alphas],
-            second=[torch.zeros_like(a) for a in alphas],
-            size=torch.zeros((), device=alphas[0].device),
+            log_alpha=alpha,
+            first=torch.zeros_like(alpha),
+            second=torch.zeros_like(alpha),
+            size=torch.zeros((), device=alpha.device),
             steps=0,
-            **self._multiplier.start(alphas[0].device),
+            **self._multiplier.start(alpha.device),
         )
 
-    def _noise(self, name: str, step: int, like: Tensor) -> Tensor:
-        return torch.rand(like.shape, generator=seeded(like.device, self.seed, step, name), device=like.device)
+    def _noise(self, units: Units, like: Tensor) -> Tensor:
+        generator = seeded(like.device, self.seed, units.memory["steps"], units.layers[0].name)
+        return torch.rand(like.shape, generator=generator, device=like.device)
 
     def _learn(self, units: Units, felt: Sequence[tuple[Tensor, Tensor]]) -> None:
         memory: dict[str, Any] = units.memory
         memory["steps"] += 1
-        alphas = memory["log_alpha"]
-        home = memory["size"].device
-        pulls = [slope * hard_concrete_slope(z) for z, slope in felt]
-        opened = [hard_concrete(a) > 0 for a in alphas]
+        alpha = memory["log_alpha"]
+        pull = _together([slope for _, slope in felt], alpha) * hard_concrete_slope(
+            _together([z for z, _ in felt], alpha)
+        )
+        opened = hard_concrete(alpha) > 0
         if units.budget.whole is None:
-            costs = [c.to(a.dtype) for c, a in zip(units.costs, alphas)]
-            open_cost = torch.stack([(c * o).sum().to(home) for c, o in zip(costs, opened)]).sum()
+            cost = _spread(units.costs, units, alpha)
+            open_cost = (cost * opened).sum()
         else:
             # Prices move with the widths, and slowly: they are looked up as often as the schedule makes updates.
+            apart = _apart(units, opened)
             if memory["steps"] % units.elapsed == 1 or units.elapsed == 1:
-                memory["prices"] = [float(p) for p in units.budget.prices(opened)]
-            costs = [torch.tensor(p, dtype=a.dtype, device=a.device) for p, a in zip(memory["prices"], alphas)]
-            open_cost = torch.tensor(units.budget.spent(opened), device=home)
-        priced = torch.stack([c.sum() * (a.numel() // c.numel()) for c, a in zip(costs, alphas)]).sum()
-        mean_cost = priced / sum(a.numel() for a in alphas)
+                memory["prices"] = [float(p) for p in units.budget.prices(apart)]
+            cost = _spread([torch.tensor(p) for p in memory["prices"]], units, alpha)
+            open_cost = torch.tensor(units.budget.spent(apart), device=alpha.device)
         # No room at all is as good as very little: the violation is at its bound either way.
         violation = torch.log(open_cost / max(units.budget.room(units.ramp), 1e-30)).clamp(-1.0, 1.0)
-        multiplier = self._multiplier.step(memory, violation) * self._size(memory, pulls)
+        multiplier = self._multiplier.step(memory, violation) * self._size(memory, pull)
         lr = self.lr or max(_RATE, _TRAVEL * units.share / units.elapsed)
-        for a, first, second, pull, cost in zip(alphas, memory["first"], memory["second"], pulls, costs):
-            p = hard_concrete_open(a)
-            gradient = pull + multiplier.to(a.device) * (cost / mean_cost) * p * (1.0 - p)
-            self._descend(a, first, second, gradient, memory["steps"], lr)
+        p = hard_concrete_open(alpha)
+        gradient = pull + multiplier * (cost / cost.mean()) * p * (1.0 - p)
+        self._descend(alpha, memory["first"], memory["second"], gradient, memory["steps"], lr)
 
-    def _size(self, memory: dict[str, Any], pulls: Sequence[Tensor]) -> Tensor:
+    def _size(self, memory: dict[str, Any], pull: Tensor) -> Tensor:
         """Average size of the loss's pull at a gate that moves, over the last steps."""
-        home = memory["size"].device
-        square = torch.stack([p.square().sum().to(home) for p in pulls]).sum()
-        moving = torch.stack([p.count_nonzero().to(home) for p in pulls]).sum()
-        memory["size"].lerp_((square / moving.clamp_min(1)).sqrt().to(memory["size"].dtype), 1.0 - _SIZE)
+        moving = pull.count_nonzero().clamp_min(1)
+        memory["size"].lerp_((pull.square().sum() / moving).sqrt(), 1.0 - _SIZE)
         size = memory["size"] / (1.0 - _SIZE ** memory["steps"])
         return torch.where(size > 0, size, 1.0)
 
@@ -167,3 +166,26 @@ class ConstrainedL0(Method):
 def _folded(log_alpha: Tensor) -> Tensor:
     median = hard_concrete(log_alpha)
     return torch.where(median > 0, median, hard_concrete_open(log_alpha))
+
+
+def _counts(units: Units) -> list[tuple[int, ...]]:
+    return [partition.counts for partition in units.partitions]
+
+
+def _apart(units: Units, flat: Tensor) -> list[Tensor]:
+    """One value a unit, layer by layer and on the layers' devices."""
+    counts = _counts(units)
+    parts = torch.split(flat, [math.prod(c) for c in counts])
+    return [part.reshape(c).to(layer.device) for part, c, layer in zip(parts, counts, units.layers)]
+
+
+def _together(apart: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The inverse, as another tensor is."""
+    return torch.cat([t.flatten().to(like.device, like.dtype) for t in apart])
+
+
+def _spread(costs: Sequence[Tensor], units: Units, like: Tensor) -> Tensor:
+    """What each gate costs; one number where that is the same for all."""
+    if all(c.numel() == 1 for c in costs) and len({float(c) for c in costs}) == 1:
+        return costs[0].to(like.device, like.dtype).reshape(())
+    return _together([c.expand(counts) for c, counts in zip(costs, _counts(units))], like)
