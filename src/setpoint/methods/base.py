@@ -69,7 +69,8 @@ class Units:
         """
         magnitudes = tuple(layer.magnitudes() for layer in self.layers)
         for layer, m in zip(self.layers, magnitudes):
-            if not bool(torch.isfinite(m).all()):
+            # The largest is NaN if any is.
+            if m.numel() and not bool(torch.isfinite(m.amax())):
                 raise FloatingPointError(
                     f"{layer.name!r} holds NaN or infinite values at step {self.step}: training has "
                     "diverged, the masks are as before"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from setpoint.budget import Target
-from setpoint.functional.gsp import gsp_factors, mean_hoyer
+from setpoint.functional.gsp import WarmStart, gsp_factors, mean_hoyer
 from setpoint.methods.base import Method, Units, as_factors, check_weights
 from setpoint.units import Layer, Partition, VectorKind
 
@@ -101,7 +101,11 @@ class GroupedSparseProjection(Method):
 
     def _hoyer_factors(self, units: Units, level: float) -> list[Tensor | None]:
         weights = self._spreads(units) if self.weights else None
-        factors = gsp_factors(self._rows(units), level, weights, scale_invariant=self.scale_invariant)
+        # Between two updates the vectors change little.
+        warm = WarmStart(units.memory.get("multiplier"))
+        factors = gsp_factors(self._rows(units), level, weights, scale_invariant=self.scale_invariant, warm=warm)
+        if warm.multiplier is not None:
+            units.memory["multiplier"] = warm.multiplier
         return [None if f is None else self._unrow(p, f) for p, f in zip(units.partitions, factors)]
 
     def _budget_factors(self, units: Units) -> list[Tensor]:
@@ -134,7 +138,7 @@ class GroupedSparseProjection(Method):
 
     def _rows(self, units: Units) -> list[Tensor]:
         """The vectors as the rows of matrices."""
-        return [self._row(p, m).double() for p, m in zip(units.partitions, units.magnitudes)]
+        return [self._row(p, m) for p, m in zip(units.partitions, units.magnitudes)]
 
     def _ratios(self, units: Units, rows: Sequence[Tensor], thresholds: Sequence[Tensor]) -> list[Tensor]:
         """The mu at which each unit meets its threshold."""
@@ -152,7 +156,7 @@ class GroupedSparseProjection(Method):
                 # A vector of one unit has no Hoyer sparsity; it competes as one of two would.
                 scale = 1.0 / slack.masked_fill(slack <= 0, 2**0.5 - 1.0)
             # Not zero where a weight is: such a unit is the last to go.
-            thresholds.append((scale * weights).clamp_min(1e-30))
+            thresholds.append((scale * weights).to(a.dtype).clamp_min(1e-30))
         return thresholds
 
     def _spreads(self, units: Units) -> list[Tensor]:
