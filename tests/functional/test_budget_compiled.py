@@ -36,10 +36,10 @@ def by_sort(tensors, count):
 
 def draw(*shapes, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(s, generator=generator, dtype=dtype).abs() * (1 + i) for i, s in enumerate(shapes)]
+    return [(torch.randn(s, generator=generator).abs() * (1 + i)).to(dtype) for i, s in enumerate(shapes)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("kept", [1e-5, 0.01, 0.1, 0.5, 0.9, 0.9999])
 def test_it_is_a_top_k(dtype, kept, used):
     tensors = draw((400, 500), (64, 3, 7, 7), (300_001,), (0,), dtype=dtype)

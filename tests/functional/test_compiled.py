@@ -61,6 +61,15 @@ def test_both_paths_agree(name, sparsity, scale_invariant, eager):
     assert mean_hoyer(rows) == pytest.approx(sparsity, abs=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_in_single(dtype, eager):
+    vectors = [v.to(dtype) for v in draw((300_000,), (400, 50))]
+    fast, slow = project_gsp(vectors, 0.8), eager(project_gsp, vectors, 0.8)
+    assert all(torch.equal(f, s) and f.dtype == dtype for f, s in zip(fast, slow))
+    assert project_gsp(vectors, 0.8, out=vectors)[0] is vectors[0]
+    assert all(torch.equal(f, v) for f, v in zip(fast, vectors))
+
+
 def test_in_place_and_warm_starts_give_the_same(eager):
     vectors = [v.clone() for v in SETS["long vectors"]]
     warm = WarmStart()

@@ -15,7 +15,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from setpoint.functional.compiled import usable
+from setpoint.functional.compiled import single, usable
 from setpoint.functional.ragged import PerTensor, as_list, check_magnitudes, per_tensor
 from setpoint.functional.root import monotone_root
 
@@ -106,6 +106,7 @@ def _large(
     magnitudes: Sequence[Tensor], budget: float, costs: Sequence[Tensor], floors: Sequence[int]
 ) -> list[Tensor] | None:
     """A top-k of many, by compiled kernels, where costs are equal; None where kernels do not apply."""
+    magnitudes = [single(m) for m in magnitudes]
     if any(c.ndim for c in costs) or len({float(c) for c in costs}) != 1 or not usable(magnitudes):
         return None
     cost = float(costs[0])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 
-from setpoint.functional.compiled import new_like, usable
+from setpoint.functional.compiled import new_like, single, usable
 from setpoint.functional.gsp_vectors import TIE, Vectors
 from setpoint.functional.root import monotone_root
 
@@ -161,7 +161,8 @@ def _project_large(
     large = _solved_large(matrices, sparsity, scale_invariant, warm)
     if large is None:
         return False
-    into = [r.reshape(m.shape) if r.is_contiguous() else None for r, m in zip(results, matrices)]
+    fits = [r.is_contiguous() and r.dtype in (torch.float32, torch.float64) for r in results]
+    into = [r.reshape(m.shape) if fit else None for r, m, fit in zip(results, matrices, fits)]
     written = large.write(relative=False, into=into)
     for i, (result, matrix) in enumerate(zip(results, matrices)):
         if into[i] is None or i not in written:
@@ -173,7 +174,7 @@ def _solved_large(
     matrices: Sequence[Tensor], sparsity: float, scale_invariant: bool, warm: WarmStart | None
 ) -> LargeVectors | None:
     """The vectors for the kernels, with their multiplier; None where kernels do not apply."""
-    part = {i: matrix.contiguous() for i, matrix in enumerate(matrices) if len(matrix) and matrix.shape[1] > 1}
+    part = {i: single(matrix).contiguous() for i, matrix in enumerate(matrices) if len(matrix) and matrix.shape[1] > 1}
     if sparsity == 1.0 or not usable(list(part.values())):
         return None
     from setpoint.functional.gsp_large import LargeVectors

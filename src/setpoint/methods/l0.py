@@ -129,7 +129,8 @@ class ConstrainedL0(Method):
         pull = _together([slope for _, slope in felt], alpha) * hard_concrete_slope(
             _together([z for z, _ in felt], alpha)
         )
-        opened = hard_concrete(alpha) > 0
+        p = hard_concrete_open(alpha)
+        opened = p > 0.5
         if units.budget.whole is None:
             cost = _spread(units.costs, units, alpha)
             open_cost = (cost * opened).sum()
@@ -144,13 +145,12 @@ class ConstrainedL0(Method):
         violation = torch.log(open_cost / max(units.budget.room(units.ramp), 1e-30)).clamp(-1.0, 1.0)
         multiplier = self._multiplier.step(memory, violation) * self._size(memory, pull)
         lr = self.lr or max(_RATE, _TRAVEL * units.share / units.elapsed)
-        p = hard_concrete_open(alpha)
         gradient = pull + multiplier * (cost / cost.mean()) * p * (1.0 - p)
         self._descend(alpha, memory["first"], memory["second"], gradient, memory["steps"], lr)
 
     def _size(self, memory: dict[str, Any], pull: Tensor) -> Tensor:
         """Average size of the loss's pull at a gate that moves, over the last steps."""
-        moving = pull.count_nonzero().clamp_min(1)
+        moving = (pull != 0).sum().clamp_min(1)
         memory["size"].lerp_((pull.square().sum() / moving).sqrt(), 1.0 - _SIZE)
         size = memory["size"] / (1.0 - _SIZE ** memory["steps"])
         return torch.where(size > 0, size, 1.0)

@@ -41,6 +41,11 @@ def usable(tensors: Sequence[Tensor], least: int = WORTH) -> bool:
     )
 
 
+def single(tensor: Tensor) -> Tensor:
+    """A tensor in float32 where it has half precision, whose numbers that holds exactly."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def new_like(tensor: Tensor) -> Tensor:
     """An uninitialised tensor that lies in memory as another does."""
     if not usable([tensor], least=1 << 20) or not tensor.is_contiguous():

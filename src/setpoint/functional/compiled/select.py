@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"reassoc", "nsz"}}
+from setpoint.functional.compiled.jit import kernel
+
 # Magnitudes that are looked at together: one that none of is between the bounds is not looked at again.
 _BLOCK = 64
 
 
-@numba.njit(**_OPTIONS)
+@kernel(finite=False)
 def between(x: Any, bits: Any, largest: Any, low: Any, high: Any, found: Any) -> Any:
     """Count the magnitudes above two bounds, and copy those that lie between.
 
@@ -44,7 +44,7 @@ def between(x: Any, bits: Any, largest: Any, low: Any, high: Any, found: Any) ->
     return above, inside, bad == 0
 
 
-@numba.njit(**_OPTIONS)
+@kernel(finite=False)
 def mark_above(x: Any, threshold: Any, out: Any) -> Any:
     """Mark magnitudes above a threshold; how many there are."""
     count = 0

@@ -9,19 +9,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 
-_COMMON: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
-# Sums may be reordered, but NaN and infinity must stay what they are.
-_CHECKED = _COMMON | {"fastmath": {"reassoc", "contract", "nsz", "arcp"}}
-# For what is known to be finite.
-_FINITE = _COMMON | {"fastmath": True}
+from setpoint.functional.compiled.jit import kernel
+
 # Where what is left is within so many of the rest on average, the closed form would cancel.
 _MARGIN = 1e4
 
 
-@numba.njit(**_CHECKED)
+@kernel(finite=False)
 def norms(x: Any) -> Any:
     """Sum of magnitudes, and of squares."""
     total, square = 0.0, 0.0
@@ -32,7 +28,7 @@ def norms(x: Any) -> Any:
     return total, square
 
 
-@numba.njit(**_FINITE)
+@kernel(finite=True)
 def left(x: Any, tau: float) -> Any:
     """Number, sum and sum of squares of what is left of a vector."""
     near = x.dtype.type(tau)
@@ -50,7 +46,7 @@ def left(x: Any, tau: float) -> Any:
     return _left_exact(x, tau)
 
 
-@numba.njit(**_FINITE)
+@kernel(finite=True)
 def _left_exact(x: Any, tau: float) -> Any:
     count, total, square = 0.0, 0.0, 0.0
     for i in range(x.size):
@@ -62,7 +58,7 @@ def _left_exact(x: Any, tau: float) -> Any:
     return count, total, square
 
 
-@numba.njit(**_FINITE)
+@kernel(finite=True)
 def excess(count: float, total: float, square: float, per_mu: float, beta: float) -> Any:
     """`beta (l1 / l2 - 1)` of what is left of a vector, and its derivative in mu; nothing where nothing is."""
     if square <= 0.0:
@@ -72,7 +68,7 @@ def excess(count: float, total: float, square: float, per_mu: float, beta: float
     return beta * max(total / root - 1.0, 0.0), slope
 
 
-@numba.njit(**_FINITE)
+@kernel(finite=True)
 def shrink(x: Any, tau: float, scale: float, out: Any) -> None:
     """Write what is left, times a scale, with the signs of the vector."""
     for i in range(x.size):
@@ -81,7 +77,7 @@ def shrink(x: Any, tau: float, scale: float, out: Any) -> None:
         out[i] = math.copysign(v, x[i])
 
 
-@numba.njit(**_FINITE)
+@kernel(finite=True)
 def fractions(x: Any, tau: float, scale: float, out: Any) -> None:
     """Write what is left, times a scale, as a fraction of each magnitude."""
     for i in range(x.size):
@@ -90,7 +86,7 @@ def fractions(x: Any, tau: float, scale: float, out: Any) -> None:
         out[i] = v / a if v > 0.0 else 0.0
 
 
-@numba.njit(**_FINITE)
+@kernel(finite=True)
 def first_largest(x: Any) -> Any:
     """Where the first entry of largest magnitude stands."""
     place = 0
@@ -100,14 +96,14 @@ def first_largest(x: Any) -> Any:
     return place
 
 
-@numba.njit(**_CHECKED)
+@kernel(finite=False)
 def norms_of_rows(x: Any, total: Any, square: Any) -> None:
     """`norms` of each row."""
     for r in range(x.shape[0]):
         total[r], square[r] = norms(x[r])
 
 
-@numba.njit(**_FINITE)
+@kernel(finite=True)
 def excess_of_rows(x: Any, per_mu: Any, mu: float, beta: float) -> Any:
     """Sums over the rows of their `excess` at thresholds `per_mu * mu`."""
     value, slope = 0.0, 0.0
@@ -119,7 +115,7 @@ def excess_of_rows(x: Any, per_mu: Any, mu: float, beta: float) -> Any:
     return value, slope
 
 
-@numba.njit(**_FINITE)
+@kernel(finite=True)
 def shrink_rows(x: Any, per_mu: Any, mu: float, out: Any, relative: bool) -> None:
     """Each row brought to its threshold and rescaled to the best multiple of what is left.
 
