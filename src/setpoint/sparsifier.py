@@ -13,14 +13,13 @@ from torch.optim import Optimizer
 
 from setpoint.budget import LatencyOfWidths, Phase, Schedule, Scope, Target, allocate, costs_of, in_budgets
 from setpoint.claims import claim, release
-from setpoint.functional.bits import pack_bits, unpack_bits
 from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
 from setpoint.methods import Method, Units, make_method
-from setpoint.moments import clear_state
 from setpoint.norms import NormStatistics
 from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report
-from setpoint.units import Layer, Patterns, Selection, Unit, is_coupled, select, select_coupled, unit_name, unwrap
+from setpoint.support import Support
+from setpoint.units import Patterns, Selection, Unit, is_coupled, select, select_coupled, unit_name, unwrap
 from setpoint.wiring import Wiring
 
 
@@ -96,12 +95,9 @@ class Sparsifier:
         self._step = 0
         self._frozen = False
         self._zeros_at_update = 0.0
-        self._parameters = {part.name: part.parameter for layer in self._layers for part in layer.parts}
-        # What is zero, by parameter: fixed once frozen; before that, what a method holds at zero until its next update.
-        self._gone: dict[str, Tensor] = {}
-        # Which units stay, by layer: once frozen, and of a method that is always sparse from the start.
-        self._kept: list[Tensor] = []
-        # Of such a method: norms of gradients that were masked since, by layer, and the weights as they were at first.
+        self._support = Support(self._layers)
+        # Of a method that is always sparse: norms of gradients that were masked since, by layer, and the weights as
+        # they were at first.
         self._felt: list[Tensor] | None = None
         self._dense: dict[str, Tensor] = {}
         # What the method remembers, one for each budget, from the beginning of the sparsify phase.
@@ -122,7 +118,7 @@ class Sparsifier:
         )
         self._begin()
         if self.method.always_sparse:
-            self._dense = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+            self._dense = {name: parameter.detach().clone() for name, parameter in self._support.parameters.items()}
             self._update()
 
     @property
@@ -146,14 +142,12 @@ class Sparsifier:
     @property
     def masks(self) -> dict[str, Tensor]:
         """By parameter name, True where an entry is kept. All True before the support is known."""
-        return {
-            name: ~self._gone[name] if name in self._gone else torch.ones_like(parameter, dtype=torch.bool)
-            for name, parameter in self._parameters.items()
-        }
+        return self._support.masks
 
     def kept_units(self) -> dict[str, Tensor]:
         """By layer, the numbers of the units that stay, once they are known: int64, ascending, on the CPU."""
-        return {layer.name: kept.flatten().nonzero().flatten().cpu() for layer, kept in zip(self._layers, self._kept)}
+        pairs = zip(self._layers, self._support.kept)
+        return {layer.name: kept.flatten().nonzero().flatten().cpu() for layer, kept in pairs}
 
     def copy_model(self) -> nn.Module:
         """A copy of the model that is no part of the run."""
@@ -185,16 +179,13 @@ class Sparsifier:
         for number, budget in enumerate(self._budgets):
             stays = self._final_cut(number)
             factors |= zip(budget.layers, self.method.fold(self._all_units(last=True)[number], stays))
-        self._kept = [factors[i] != 0 for i in range(len(self._layers))]
-        self._gone = {}
-        for layer, kept in zip(self._layers, self._kept):
-            _lose(self._gone, layer, kept.float())
+        self._support.kept = [factors[i] != 0 for i in range(len(self._layers))]
+        self._support.lose({i: kept.float() for i, kept in enumerate(self._support.kept)})
         if self._gates is not None and self._gates.attached:
             for i in range(len(self._layers)):
                 self._gates.fold(i, factors[i])
             self._gates.detach()
-        for name, gone in self._gone.items():
-            clear_state(self._optimizer, self._parameters[name], gone)
+        self._support.clear_state(self._optimizer)
         self._frozen, self._frozen_at = True, self._step
         self._memories = [{} for _ in self._budgets]
         self._statistics.restart()
@@ -220,18 +211,12 @@ class Sparsifier:
         """
         if self._moves_next:
             self._feel()
-        self._mask()
+        self._support.mask_gradients()
 
     def _feel(self) -> None:
         """Note the gradients of all units, for a method that looks at them at the next update."""
         if self.method.sees_gradients:
             self._felt = [layer.gradients() for layer in self._layers]
-
-    def _mask(self) -> None:
-        for name, gone in self._gone.items():
-            gradient = self._parameters[name].grad
-            if gradient is not None:
-                gradient.masked_fill_(gone, 0.0)
 
     def remove(self) -> None:
         """Let go of the optimizer and the parameters. The model stays as it is; zeros are no longer held."""
@@ -261,8 +246,8 @@ class Sparsifier:
                 for i, (layer, kept) in enumerate(zip(self._layers, kept_units))
             ),
             budgets=tuple(BudgetReport.of(b, self._layers, kept_units) for b in self._budgets),
-            params=sum(p.numel() for p in self._parameters.values()),
-            params_kept=sum(int(torch.count_nonzero(p)) for p in self._parameters.values()),
+            params=sum(p.numel() for p in self._support.parameters.values()),
+            params_kept=sum(int(torch.count_nonzero(p)) for p in self._support.parameters.values()),
             left_dense=dict(self._left),
             hoyer=self._hoyer(),
             latency=self._latency_report(kept_units),
@@ -282,8 +267,7 @@ class Sparsifier:
             "latency": None if self._latency is None else self._latency.state_dict(),
             "measured_ms": self._measured_ms,
             "norms": {} if self._gates is None else self._gates.norms,
-            "gone": {name: pack_bits(gone) for name, gone in self._gone.items()},
-            "kept": [pack_bits(kept) for kept in self._kept],
+            **self._support.state_dict(),
         }
 
     @torch.no_grad()
@@ -305,10 +289,7 @@ class Sparsifier:
             self._layers, self._budgets = in_budgets(self._layers, self._allocated())
         self._measured_ms = state["measured_ms"]
         self._undraw()
-        self._gone = {name: self._unpack(self._parameters[name], packed) for name, packed in state["gone"].items()}
-        self._kept = [
-            unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state["kept"], self._layers)
-        ]
+        self._support.load_state_dict(state)
         self._step, self._frozen = int(state["step"]), bool(state["frozen"])
         self._zeros_at_update, self._frozen_at = float(state["zeros_at_update"]), int(state["frozen_at"])
         self._history = [dict(row) for row in state["history"]]
@@ -325,9 +306,6 @@ class Sparsifier:
         self._statistics.stop()
         if self._frozen and self._step == self._frozen_at:
             self._statistics.restart()
-
-    def _unpack(self, parameter: Tensor, packed: Tensor) -> Tensor:
-        return unpack_bits(packed, parameter.shape).to(parameter.device)
 
     def _asked(self) -> dict[str, Any]:
         """What the run was told to do, to recognise its state by."""
@@ -363,7 +341,7 @@ class Sparsifier:
                     self._feel()
                 self._update()
                 self._felt = None
-            self._mask()
+            self._support.mask_gradients()
 
     @property
     def _moves_next(self) -> bool:
@@ -377,8 +355,8 @@ class Sparsifier:
         They may be those of a checkpoint whose support is about to be taken back, of which the first draw left a part.
         """
         for name, dense in self._dense.items():
-            parameter = self._parameters[name]
-            if torch.equal(parameter, dense.masked_fill(self._gone[name], 0.0)):
+            parameter = self._support.parameters[name]
+            if torch.equal(parameter, dense.masked_fill(self._support.gone[name], 0.0)):
                 parameter.copy_(dense)
         self._dense = {}
 
@@ -422,23 +400,20 @@ class Sparsifier:
     @torch.no_grad()
     def _update(self) -> None:
         gauges: dict[str, float] = {}
-        gone: dict[str, Tensor] = {}
-        kept: dict[int, Tensor] = {}
+        held: dict[int, Tensor] = {}
         whole = sum(budget.total for budget in self._budgets)
         for units in self._all_units():
             for i, layer, factors in zip(units.budget.layers, units.layers, self.method.factors(units)):
                 if factors is not None and self.method.holds:
-                    _lose(gone, layer, factors)
-                    kept[i] = factors != 0
+                    held[i] = factors
                 if factors is not None:
                     layer.multiply(factors)
             for key, value in self.method.gauges(units).items():
                 gauges[key] = gauges.get(key, 0.0) + value * (units.budget.total / whole)
-        self._gone = gone
+        self._support.lose(held)
         if self.method.always_sparse:
-            self._kept = [kept[i] for i in range(len(self._layers))]
-            for name, entries in gone.items():
-                clear_state(self._optimizer, self._parameters[name], entries)
+            self._support.kept = [held[i] != 0 for i in range(len(self._layers))]
+            self._support.clear_state(self._optimizer)
             self._hold()
         self._zeros_at_update = self._zeros()
         self._history.append({"step": self._step, "asked": self._asked_now(), "zeros": self._zeros_at_update, **gauges})
@@ -448,15 +423,14 @@ class Sparsifier:
 
         Where the support may hold zeros, of entries outside of it.
         """
-        there = {name: parameter != 0 for name, parameter in self._parameters.items()}
-        if self.method.always_sparse:
-            there = self.masks
+        parameters = self._support.parameters
+        there = self.masks if self.method.always_sparse else {name: p != 0 for name, p in parameters.items()}
         gated = self._gates is not None and self._gates.attached
         for i, layer in enumerate(self._layers):
             if gated or len(layer.acted_on) < len(layer.parts):
                 for part, spread in layer.spread(self._kept_units(i).float()):
                     there[part.name] = there[part.name] & (spread != 0)
-        entries = sum(parameter.numel() for parameter in self._parameters.values())
+        entries = sum(parameter.numel() for parameter in parameters.values())
         return 1.0 - sum(int(torch.count_nonzero(t)) for t in there.values()) / entries
 
     def _asked_now(self) -> float:
@@ -466,8 +440,7 @@ class Sparsifier:
 
     def _hold(self) -> None:
         """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors."""
-        for name, gone in self._gone.items():
-            self._parameters[name].masked_fill_(gone, 0.0)
+        self._support.hold()
         if self._frozen and self.method.settles(self.target):
             for units in self._all_units(last=True):
                 for layer, factors in zip(units.layers, self.method.settle(units)):
@@ -489,15 +462,15 @@ class Sparsifier:
                 progress=1.0 if last else line.progress(self._step),
                 share=line.interval / (line.end - line.begin),
                 elapsed=line.interval,
-                kept=tuple(self._kept[i] for i in budget.layers) if self._kept else None,
+                kept=tuple(self._support.kept[i] for i in budget.layers) if self._support.kept else None,
                 felt=None if self._felt is None else tuple(self._felt[i] for i in budget.layers),
             )
             for budget, memory in zip(self._budgets, self._memories)
         ]
 
     def _kept_units(self, index: int) -> Tensor:
-        if self._kept:
-            return self._kept[index]
+        if self._support.kept:
+            return self._support.kept[index]
         alive = self._layers[index].alive()
         if self._gates is not None and self._gates.attached:
             alive &= self._gates.open(index).reshape(alive.shape)
@@ -534,13 +507,6 @@ def _chosen(
             f"unit={unit!r} crosses layers: pass example_inputs=, what the model is called with, to derive its parts"
         )
     return select_coupled(model, optimizer, unit_name(unit), example_inputs, include, exclude)
-
-
-def _lose(gone: dict[str, Tensor], layer: Layer, factors: Tensor) -> None:
-    """Note the entries of units whose factor is zero; a parameter may lose some to several layers."""
-    for part, spread in layer.spread(factors):
-        entries = spread == 0
-        gone[part.name] = gone[part.name] | entries if part.name in gone else entries
 
 
 def _placed(memory: Any, device: torch.device) -> Any:

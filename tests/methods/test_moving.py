@@ -124,7 +124,7 @@ def test_units_that_cross_layers_fit_the_budget_at_every_step(method, target):
     supports = []
     for _ in range(10):
         assert sparsifier.report().exact
-        supports.append(torch.cat([k.float() for k in sparsifier._kept]))
+        supports.append(torch.cat([k.float() for k in sparsifier._support.kept]))
         for name, mask in sparsifier.masks.items():
             assert not bool((model.get_parameter(name)[~mask] != 0).any())
         opt.zero_grad()
@@ -154,7 +154,7 @@ def test_floors_hold_at_every_step(method, floor):
         MOVING[method](drop_fraction=0.9), target=0.6, unit="row", floor=floor, steps=12, end=10, interval=1
     )
     for step in range(12):
-        assert all(int(k.sum()) >= floor for k in sparsifier._kept)
+        assert all(int(k.sum()) >= floor for k in sparsifier._support.kept)
         train(model, opt, batch, 1, start=step)
 
 
