@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from setpoint.cli_bench import bench
 from setpoint.cli_models import compact, export, measure
 from setpoint.cli_options import Given, given_values, merge, method_options
 
@@ -114,7 +115,7 @@ def compare(*runs: Path, out: Path | None = None) -> None:
         console.print(f"plot: {out}", highlight=False, soft_wrap=True)
 
 
-for _command in (compact, measure, export):
+for _command in (compact, measure, export, bench):
     app.command(_command)
 
 

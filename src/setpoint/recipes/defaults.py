@@ -60,7 +60,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         begin=phases.begin,
         end=phases.end,
         data=data,
-        device=_device(config.device),
+        device=device_named(config.device),
     )
 
 
@@ -75,7 +75,12 @@ def _recipe(config: TrainConfig) -> Recipe:
     return replace(recipe, lr=lr, momentum=momentum)
 
 
-def _device(name: str) -> str:
+def device_named(name: str) -> str:
+    """Decide for a device where "auto" is asked for.
+
+    Raises:
+        ValueError: for a device that there is not.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,0 +1,52 @@
+"""The resident set of a process: all of its memory, whoever allocates it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+# Written there, it sets the peak of the resident set to what it is now (Linux, proc(5)).
+_RESET = "5"
+# Of the sizes, for a first call that loads and compiles what is loaded and compiled once.
+_TINY = 1e-3
+
+Make = Callable[[float], Callable[[], object]]
+
+
+def peak_resident(make: Make) -> int | None:
+    """How far a call raises the resident set of a fresh process, in bytes; None where the system does not tell.
+
+    Args:
+        make: gives the call for a scale of its sizes; a function that another process can import, or a partial of one.
+    """
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return pool.apply(_measure, (make, torch.get_num_threads()))
+
+
+def _measure(make: Make, threads: int) -> int | None:
+    torch.set_num_threads(threads)
+    make(_TINY)()
+    call = make(1.0)
+    gc.collect()
+    try:
+        _CLEAR.write_text(_RESET)
+        before = _status("VmRSS")
+    except (OSError, LookupError):
+        return None
+    answer = call()
+    peak = _status("VmHWM")
+    del answer
+    return peak - before
+
+
+def _status(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return 1024 * int(value.split()[0])
+    raise LookupError(field)
