@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 
-def plain_gsp(vectors: Sequence[Tensor], sparsity: float, tolerance: float = 1e-8) -> list[Tensor]:
+def plain_gsp(vectors: Sequence[Tensor], sparsity: float, tolerance: float = 1e-6) -> list[Tensor]:
     """Grouped sparse projection by Newton's method on mu, by bisection where that leaves the bracket.
 
     In the vectors' dtype with sums in double precision; for vectors without ties at their peaks.
     """
+    if any(v.shape[-1] < 2 for v in vectors):  # they have no Hoyer sparsity
+        long = iter(plain_gsp([v for v in vectors if v.shape[-1] > 1], sparsity, tolerance))
+        return [next(long) if v.shape[-1] > 1 else v.clone() for v in vectors]
     rows = [v.abs().reshape(-1, v.shape[-1]) for v in vectors]
     betas = [1.0 / (math.sqrt(r.shape[1]) - 1.0) for r in rows]
     count = sum(len(r) for r in rows)

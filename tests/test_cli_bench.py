@@ -1,6 +1,7 @@
 """The command `setpoint bench`: its table, its file and its errors."""
 
 import json
+import math
 
 import pytest
 from rich.console import Console
@@ -27,11 +28,12 @@ def run(*arguments):
     [
         ("projection", {"one pass", "torch.sort", "cooper, dual step", "multiplier, one step"}),
         ("step", {"dense step"}),
-        ("memory", {"bytes of the parameters", "bytes of the input"}),
+        ("memory", {"the parameters", "the input"}),
         ("scaling", {"one pass", "a slope of 1"}),
     ],
 )
-def test_every_part_at_the_smallest_size(part, against, tmp_path, capsys):
+def test_every_part_at_the_smallest_size(part, against, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("setpoint.bench.short.method_names", lambda: ("gsp", "l0", "static"))
     assert run("bench", part, "--scale", "1e-4", "--json", "figures.json") == 0
     out = capsys.readouterr().out
     assert "against" in out
@@ -43,6 +45,7 @@ def test_every_part_at_the_smallest_size(part, against, tmp_path, capsys):
     assert {row.against for row in found} <= against
     assert all(row.work in out for row in found if len(row.work) < 30)
     assert all(row.ratio is not None or row.note for row in found)
+    assert all(math.isfinite(value) for row in found for value in row.figures.values())
 
 
 def test_all_is_every_part(monkeypatch, capsys):

@@ -11,6 +11,7 @@ SETS = {
     "layers": [(70,), (9,), (400,)],
     "rows": [(30, 40)],
     "both": [(6, 25), (50,), (20, 9)],
+    "with single entries": [(6, 25), (1,), (20, 9), (3, 1)],
 }
 
 
@@ -22,11 +23,12 @@ def drawn(name, dtype=torch.float32):
 @pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.9, 0.97])
 @pytest.mark.parametrize("name", SETS)
 def test_gsp(name, sparsity):
-    vectors = drawn(name)
-    ours, plain = project_gsp(vectors, sparsity), plain_gsp(vectors, sparsity)
+    vectors = drawn(name, torch.float64)
+    ours, plain = project_gsp(vectors, sparsity), plain_gsp(vectors, sparsity, tolerance=1e-10)
     for a, b in zip(ours, plain):
-        assert torch.allclose(a, b, atol=3e-6)
-    assert off_hoyer(plain, sparsity)["off"] < 1e-6
+        assert torch.allclose(a, b, atol=1e-8)
+    assert off_hoyer(plain, sparsity)["off"] < 1e-9
+    assert off_hoyer(plain_gsp(drawn(name), sparsity), sparsity)["off"] < 2e-6
 
 
 def test_gsp_of_what_is_sparser_already_is_the_same():

@@ -9,16 +9,21 @@ from torch import Tensor
 
 
 def off_hoyer(vectors: Sequence[Tensor], sparsity: float) -> dict[str, float]:
-    """How far the average Hoyer sparsity of vectors, or of the rows of matrices, is from what was asked."""
+    """How far the average Hoyer sparsity of vectors, or of the rows of matrices, is from what was asked.
+
+    Vectors of fewer than two entries have none and do not count.
+    """
     total, count = 0.0, 0
     for tensor in vectors:
         rows = tensor if tensor.ndim == 2 else tensor.view(1, -1)
+        if rows.shape[1] < 2:
+            continue
         root = rows.shape[1] ** 0.5
         l1, l2 = (torch.linalg.vector_norm(rows, order, dim=1, dtype=torch.float64) for order in (1, 2))
         ratio = torch.where(l2 == 0, 1.0, l1 / l2.masked_fill(l2 == 0, 1.0))
         total += float(((root - ratio) / (root - 1.0)).sum())
         count += rows.shape[0]
-    return {"off": abs(total / count - sparsity)}
+    return {"off": abs(total / count - sparsity) if count else 0.0}
 
 
 def off_count(kept: Sequence[Tensor], budget: int) -> dict[str, float]:

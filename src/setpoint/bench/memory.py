@@ -17,10 +17,12 @@ from setpoint.bench.training import Task, Training
 from setpoint.bench.work import Row
 from setpoint.functional import project_budget, project_gsp, prox_group_envelope
 
-PARAMETERS = "bytes of the parameters"
+PARAMETERS, INPUT = "the parameters", "the input"
 # Parts of a training whose peaks are told apart.
 _REST, _BACKWARD, _STEP = "kept between steps", "backward", "in the optimizer's step"
 _FREEZE, _FROZEN = "at the freeze", "frozen"
+# Steps of each kind: there is no chance in them.
+_TURNS = 2
 
 
 def step_memory(task: Task, unit: str, methods: Sequence[str], device: torch.device) -> list[Row]:
@@ -34,9 +36,9 @@ def step_memory(task: Task, unit: str, methods: Sequence[str], device: torch.dev
 
     Returns:
         A row for each method: the peak of steps with an update, in the middle of the sparsify phase, less that of the
-        dense model, as a multiple of the parameters. Its figures are differences of the same kind: of
-        what is `kept between steps`, of the peak `in the optimizer's step` alone (which the activations of the forward
-        pass may hide), `at the freeze`, and in a `frozen` step.
+        dense model, as a multiple of the parameters' bytes. Its figures are differences of the same kind: of what is
+        `kept between steps`, of the peak `in the optimizer's step` alone (which the activations of the forward pass may
+        hide), `at the freeze`, and in a `frozen` step.
     """
     dense, whole = _peaks(task, None, unit, device)
     rows = []
@@ -53,26 +55,23 @@ def step_memory(task: Task, unit: str, methods: Sequence[str], device: torch.dev
 def _peaks(task: Task, method: str | None, unit: str, device: torch.device) -> tuple[dict[str, int], int]:
     """Peaks of the parts of a training, and the bytes of its parameters."""
     with Meter(device) as meter:
-        training = Training(task, method, unit, device=device, updates=True)
+        training = Training(task, method, unit, device=device, updates=True, turns=_TURNS)
         training.optimizer.zero_grad()
         gc.collect()
         with meter.window(_REST):
             pass
-        for _ in range(2):
+        for _ in range(_TURNS):
             with meter.window(_BACKWARD):
                 training.backward()
             with meter.window(_STEP):
                 training.step()
         with meter.window(_FREEZE):
             training.freeze()
-        for _ in range(2):  # the first estimates the statistics of batch norms anew
+        for _ in range(_TURNS):  # the first estimates the statistics of batch norms anew
             with meter.window(_FROZEN):
                 training.backward()
                 training.step()
         whole = training.parameter_bytes
-        # What the run has in cycles must not be there while the next is measured.
-        del training
-        gc.collect()
     return meter.peaks, whole
 
 
@@ -100,7 +99,7 @@ def projection_memory(device: torch.device, *, scale: float = 1.0, resident: boo
         if resident and device.type == "cpu":
             found = peak_resident(partial(_call, name, scale))
             figures = {} if found is None else {"resident": found / size}
-        rows.append(Row(case, name, meter.peaks.get(name, 0) / size, "bytes of the input", figures=figures))
+        rows.append(Row(case, name, meter.peaks.get(name, 0) / size, INPUT, figures=figures))
     return rows
 
 

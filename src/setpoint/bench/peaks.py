@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -70,21 +72,18 @@ class Meter:
 
 def _peaks(events: Any) -> dict[str, int]:
     """By the names of the windows, the highest level of all memory inside of them."""
-    on_cpu = [e for e in events if e.device_type() == DeviceType.CPU]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in on_cpu if e.name() == _EVENT)
-    windows = [
-        (e.name().removeprefix(_MARK), e.start_ns(), e.start_ns() + e.duration_ns())
-        for e in on_cpu
-        if e.name().startswith(_MARK)
-    ]
-    return {name: max(_peak(changes, a, b) for n, a, b in windows if n == name) for name, _, _ in windows}
-
-
-def _peak(changes: list[tuple[int, int]], begin: int, end: int) -> int:
-    level = sum(change for at, change in changes if at < begin)
-    peak = level
-    for at, change in changes:
-        if begin <= at <= end:
-            level += change
-            peak = max(peak, level)
-    return peak
+    changes, windows = [], []
+    for event in events:
+        name = event.name()
+        if name == _EVENT and event.device_type() == DeviceType.CPU:
+            changes.append((event.start_ns(), event.nbytes()))
+        elif name.startswith(_MARK):
+            windows.append((name.removeprefix(_MARK), event.start_ns(), event.start_ns() + event.duration_ns()))
+    changes.sort()
+    times, levels = [at for at, _ in changes], [0, *accumulate(change for _, change in changes)]
+    peaks: dict[str, int] = {}
+    for name, begin, end in windows:
+        # From the level at the beginning on.
+        inside = levels[bisect_left(times, begin) : bisect_right(times, end) + 1]
+        peaks[name] = max(max(inside), peaks.get(name, inside[0]))
+    return peaks

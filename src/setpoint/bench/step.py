@@ -113,7 +113,7 @@ def _row(case: str, name: str, interval: int | None, phases: Mapping[str, Mappin
         whole = {phase: _ratio(times[name], times[DENSE], whole=True) for phase, times in phases.items()}
         shown["as timed whole"] = _mean(whole, interval)
     how = f"an update every {interval} steps" if interval else "no updates"
-    return Row(case, f"{name}, {how}", ratio, DENSE, phases["between"][DENSE].whole * ratio, shown)
+    return Row(case, name, ratio, DENSE, phases["between"][DENSE].whole * ratio, shown, how)
 
 
 def _ratio(times: _Times, dense: _Times, *, whole: bool) -> float:
