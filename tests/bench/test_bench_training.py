@@ -105,7 +105,7 @@ def test_memory_of_methods(name):
 
 def test_memory_of_projections():
     found = {row.work: row for row in projection_memory(CPU, scale=1e-3)}
-    assert set(found) == {"project_gsp", "project_budget", "prox_group_envelope"}
+    assert set(found) == {"project_gsp, in place", "project_gsp", "project_budget", "prox_group_envelope"}
     # At the least the answer itself: new weights, a byte an entry, or a factor a group.
     for name, least in (("project_gsp", 1.0), ("project_budget", 0.25), ("prox_group_envelope", 1.0)):
         assert found[name].ratio >= least

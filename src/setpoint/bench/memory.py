@@ -107,6 +107,10 @@ def _gsp(weights: Weights) -> Any:
     return project_gsp(weights.vectors, SPARSITY)
 
 
+def _gsp_in_place(weights: Weights) -> Any:
+    return project_gsp(weights.vectors, SPARSITY, out=weights.vectors)
+
+
 def _budget(weights: Weights) -> Any:
     return project_budget(weights.flat, round((1.0 - SPARSITY) * weights.count))
 
@@ -115,7 +119,12 @@ def _envelope(weights: Weights) -> Any:
     return prox_group_envelope(weights.flat, 0.1 * weights.count, 0.5, debias=True)
 
 
-_CALLS = {"project_gsp": _gsp, "project_budget": _budget, "prox_group_envelope": _envelope}
+_CALLS = {
+    "project_gsp, in place": _gsp_in_place,
+    "project_gsp": _gsp,
+    "project_budget": _budget,
+    "prox_group_envelope": _envelope,
+}
 
 
 def _prepared(name: str, device: torch.device, scale: float) -> tuple[str, int, partial[Any]]:

@@ -15,6 +15,7 @@ from setpoint.bench.inputs import Weights
 from setpoint.bench.references import PASS, pass_over, thresholds
 from setpoint.bench.work import Pace, Row, Work, in_turns
 from setpoint.functional import project_budget, project_gsp
+from setpoint.functional.gsp import WarmStart
 from setpoint.units import Layout, Partition, partition
 
 SPARSITY = 0.9
@@ -22,11 +23,13 @@ SPARSITY = 0.9
 # What is called with vectors and a sparsity, and with magnitudes and a budget, beside our own: for comparison.
 Plain = Callable[[Sequence[Tensor], float], Any]
 
-# The forms of `project_gsp` that are timed, a line each: what it is called, and with which options.
+# The forms of `project_gsp` that are timed: what each is called, and with which options.
 _GSP: Mapping[str, Mapping[str, Any]] = {
     "project_gsp": {},
     "project_gsp at unit length": {"scale_invariant": True},
 }
+# By how much weights differ from those of the step before, relative to their size, where a projection starts warm.
+_MOVED = 3e-3
 
 
 def projection(
@@ -70,13 +73,33 @@ def multiplier(pace: Pace) -> list[Row]:
 
 def _gsp(weights: Weights, sparsity: float, plain: Plain | None) -> list[Work]:
     check = partial(_off_hoyer, sparsity)
-    works = [
-        Work(name, partial(project_gsp, weights.vectors, sparsity, **options), PASS, check)
-        for name, options in _GSP.items()
-    ]
+    works, into = [], [torch.empty_like(v) for v in weights.vectors]
+    for name, options in _GSP.items():
+        project = partial(project_gsp, weights.vectors, sparsity, **options)
+        works += [
+            Work(name, partial(project, out=into), PASS, check),
+            Work(f"{name}, warm", partial(_from, _before(weights, sparsity, options), project, into), PASS, check),
+            Work(f"{name}, into new memory", project, PASS, check),
+        ]
     if plain is not None:
         works.append(Work("plain project_gsp", partial(plain, weights.vectors, sparsity), PASS, check))
     return works
+
+
+def _before(weights: Weights, sparsity: float, options: Mapping[str, Any]) -> float | None:
+    """The multiplier of weights that lie near to these."""
+    generator = torch.Generator(weights.device).manual_seed(2)
+    moved = [
+        v + _MOVED * v.std() * torch.randn(v.shape, generator=generator, device=v.device, dtype=v.dtype)
+        for v in weights.vectors
+    ]
+    warm = WarmStart()
+    project_gsp(moved, sparsity, warm=warm, **options)
+    return warm.multiplier
+
+
+def _from(multiplier: float | None, project: Callable[..., Any], into: Sequence[Tensor]) -> Any:
+    return project(warm=WarmStart(multiplier), out=into)
 
 
 def _budget(weights: Weights, sparsity: float, plain: Plain | None) -> list[Work]:
