@@ -17,8 +17,8 @@ from methods_runs import fine_tuning, narrow
 from setpoint.recipes import RunResult, TrainConfig
 from setpoint.recipes.data import load_dataset
 from setpoint.recipes.dense import dense_twin
-from setpoint.recipes.evaluation import evaluate
 from setpoint.recipes.fit import Fit
+from setpoint.recipes.loop import run_result
 from setpoint.recipes.parts import build_parts
 from setpoint.recipes.result import finite, write_json
 from setpoint.recipes.run_folder import RunFolder, write_metrics
@@ -42,33 +42,10 @@ def dense_pruned(config: TrainConfig, described: Mapping[str, Any], out: Path) -
     parts.model.load_state_dict(twin.weights)
     parts.sparsifier.freeze()
     standing = Fit(parts, folder.checkpoint).run()
-    assert standing.best is not None
     write_metrics(standing.rows, folder.metrics)
     sizes = save_model(parts, dataset, folder.model, twin.weights)
-    parameters = list(parts.model.parameters())
-    test = evaluate(parts.model, parts.test)
-    result = RunResult(
-        config=tuning,
-        data=dataset.name,
-        task=dataset.task,
-        report=replace(parts.sparsifier.report(), method=described["method"]).to_dict(),
-        parameters=sum(p.numel() for p in parameters),
-        parameters_kept=sum(int(torch.count_nonzero(p)) for p in parameters),
-        dense_validation_accuracy=twin.validation.accuracy,
-        dense_test_accuracy=twin.test.accuracy,
-        dense_validation_loss=twin.validation.loss,
-        dense_test_loss=twin.test.loss,
-        validation_accuracy=standing.best.score.accuracy,
-        test_accuracy=test.accuracy,
-        validation_loss=standing.best.score.loss,
-        test_loss=test.loss,
-        chosen_epoch=standing.best.epoch,
-        bytes=sizes[0],
-        dense_bytes=sizes[1],
-        steps=parts.steps,
-        seconds=standing.seconds,
-        steps_per_second=parts.steps / standing.step_seconds,
-    )
+    result = run_result(parts, dataset, standing, twin, sizes)
+    result = replace(result, report={**result.report, "method": described["method"]})
     return _end(result, described, folder)
 
 

@@ -64,7 +64,7 @@ def _train(config: TrainConfig, folder: RunFolder, dataset: Dataset, progress: L
     if twin is not None:
         write_metrics(twin.rows, folder.dense_metrics)
     sizes = save_model(parts, dataset, folder.model, None if twin is None else twin.weights)
-    result = _result(parts, dataset, standing, twin, sizes)
+    result = run_result(parts, dataset, standing, twin, sizes)
     draw_run(folder, result, dataset.shape)
     # Last of all: where there is a report, the run is finished.
     write_result(result, folder.report)
@@ -91,7 +91,18 @@ def _record(fit: Fit, folder: RunFolder) -> None:
         write_updates(history, folder.updates)
 
 
-def _result(parts: Parts, dataset: Dataset, standing: Standing, twin: Twin | None, sizes: tuple[int, int]) -> RunResult:
+def run_result(
+    parts: Parts, dataset: Dataset, standing: Standing, twin: Twin | None, sizes: tuple[int, int]
+) -> RunResult:
+    """What a run that is over comes to.
+
+    Args:
+        parts: of the run, with the chosen weights in the model.
+        dataset: that it was trained on.
+        standing: of its `Fit`.
+        twin: to compare with.
+        sizes: of the model's file and of a dense one's, in bytes.
+    """
     assert parts.sparsifier is not None
     assert standing.best is not None
     parameters = list(parts.model.parameters())
