@@ -36,8 +36,10 @@ def hard_concrete(log_alpha: Tensor, uniform: Tensor | None = None, temperature:
     _check(temperature)
     location = _exact(log_alpha)
     noise = torch.zeros(()) if uniform is None else torch.logit(uniform.to(location.dtype))
-    s = torch.sigmoid((location + noise.to(location.device)) / temperature)
-    return (s * (_HIGH - _LOW) + _LOW).clamp(0.0, 1.0)
+    shifted = location + noise.to(location.device)
+    if not shifted.requires_grad:
+        return shifted.div_(temperature).sigmoid_().mul_(_HIGH - _LOW).add_(_LOW).clamp_(0.0, 1.0)
+    return (torch.sigmoid(shifted / temperature) * (_HIGH - _LOW) + _LOW).clamp(0.0, 1.0)
 
 
 def hard_concrete_open(log_alpha: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -68,8 +70,11 @@ def hard_concrete_slope(gates: Tensor, temperature: float = TEMPERATURE) -> Tens
     """
     _check(temperature)
     z = _exact(gates)
-    s = (z - _LOW) / (_HIGH - _LOW)
-    return torch.where((z > 0) & (z < 1), s * (1.0 - s) * ((_HIGH - _LOW) / temperature), 0.0)
+    # Twice the distance from the middle, as a fraction of the whole range: 4 s (1 - s) = 1 - d^2.
+    d = (z - 0.5 * (_LOW + _HIGH)) * (2.0 / (_HIGH - _LOW))
+    # One between the ends, zero at them.
+    inside = (z * (1.0 - z)).sign()
+    return (1.0 - d * d).mul_(0.25 * (_HIGH - _LOW) / temperature).mul_(inside)
 
 
 def _exact(tensor: Tensor) -> Tensor:

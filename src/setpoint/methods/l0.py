@@ -133,7 +133,7 @@ class ConstrainedL0(Method):
         opened = p > 0.5
         if units.budget.whole is None:
             cost = _spread(units.costs, units, alpha)
-            open_cost = (cost * opened).sum()
+            open_cost = opened.sum() * cost if cost.ndim == 0 else (cost * opened).sum()
         else:
             # Prices move with the widths, and slowly: they are looked up as often as the schedule makes updates.
             apart = _apart(units, opened)
@@ -145,20 +145,20 @@ class ConstrainedL0(Method):
         violation = torch.log(open_cost / max(units.budget.room(units.ramp), 1e-30)).clamp(-1.0, 1.0)
         multiplier = self._multiplier.step(memory, violation) * self._size(memory, pull)
         lr = self.lr or max(_RATE, _TRAVEL * units.share / units.elapsed)
-        gradient = pull + multiplier * (cost / cost.mean()) * p * (1.0 - p)
+        gradient = torch.addcmul(pull, p * (1.0 - p), (multiplier * (cost / cost.mean())).to(pull.dtype))
         self._descend(alpha, memory["first"], memory["second"], gradient, memory["steps"], lr)
 
     def _size(self, memory: dict[str, Any], pull: Tensor) -> Tensor:
         """Average size of the loss's pull at a gate that moves, over the last steps."""
         moving = (pull != 0).sum().clamp_min(1)
-        memory["size"].lerp_((pull.square().sum() / moving).sqrt(), 1.0 - _SIZE)
+        memory["size"].lerp_((torch.dot(pull, pull) / moving).sqrt(), 1.0 - _SIZE)
         size = memory["size"] / (1.0 - _SIZE ** memory["steps"])
         return torch.where(size > 0, size, 1.0)
 
     def _descend(self, a: Tensor, first: Tensor, second: Tensor, gradient: Tensor, step: int, lr: float) -> None:
         """One step of Adam."""
         first.lerp_(gradient, 1.0 - _FIRST)
-        second.lerp_(gradient.square(), 1.0 - _SECOND)
+        second.mul_(_SECOND).addcmul_(gradient, gradient, value=1.0 - _SECOND)
         root = (second / (1.0 - _SECOND**step)).sqrt_().clamp_min_(1e-30)
         a.addcdiv_(first, root, value=-lr / (1.0 - _FIRST**step)).clamp_(*_BOUNDS)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -122,11 +123,11 @@ class Slices(Partition):
     def whole_outputs(self) -> bool:
         return set(self.reduced) == {"input", "tap"}
 
-    @property
+    @cached_property
     def _dims(self) -> tuple[int, ...]:
         return tuple(self.axes.index(a) for a in self.reduced)
 
-    @property
+    @cached_property
     def counts(self) -> tuple[int, ...]:
         return tuple(1 if i in self._dims else n for i, n in enumerate(self.layout.canonical))
 
@@ -164,7 +165,7 @@ class Blocks(Partition):
         groups, outputs, inputs, taps = self.layout.canonical
         return groups * outputs, inputs * taps
 
-    @property
+    @cached_property
     def counts(self) -> tuple[int, ...]:
         rows, columns = self._matrix
         return -(-rows // self.height), -(-columns // self.width)
@@ -213,7 +214,7 @@ class NM(Partition):
     m: int = 4
     axes: ClassVar[tuple[str, ...]] = ("group", "output", "tap", "input")
 
-    @property
+    @cached_property
     def counts(self) -> tuple[int, ...]:
         groups, outputs, inputs, taps = self.layout.canonical
         return groups, outputs, taps, -(-inputs // self.m)
