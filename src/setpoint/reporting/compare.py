@@ -34,6 +34,9 @@ _TRAITS = (
     "context",
 )
 
+# Of sparsities on an axis.
+_LEAST_RANGE = 0.1
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -185,9 +188,18 @@ def compare_plot(
     if measure.fraction:
         percent_axis(axes.yaxis)
     axes.margins(x=0.08, y=0.12)
+    _widen(axes)
     clean(axes)
     figure.legend(loc="outside lower center", ncols=min(3, len(labels) + 1), fontsize=9, frameon=False, labelcolor=INK)
     save_figure(figure, path)
+
+
+def _widen(axes: Any) -> None:
+    """Groups that were asked for the same differ by less than a unit: they are not to look far apart."""
+    low, high = axes.get_xlim()
+    if high - low < _LEAST_RANGE:
+        middle = min(max(0.5 * (low + high), 0.5 * _LEAST_RANGE), 1.0 - 0.5 * _LEAST_RANGE)
+        axes.set_xlim(middle - 0.5 * _LEAST_RANGE, middle + 0.5 * _LEAST_RANGE)
 
 
 def _solid(index: int) -> dict[str, Any]:
