@@ -62,7 +62,7 @@ def test_rows_of_any_cost_are_equally_likely(grown):
             parameter.grad = torch.zeros_like(parameter)
         for _ in range(2 * grown):
             opt.step()
-        kept += torch.tensor([float(k.float().mean()) for k in sparsifier._kept]) / 5
+        kept += torch.tensor([float(k.float().mean()) for k in sparsifier._support.kept]) / 5
         sparsifier.remove()
     assert torch.allclose(kept, torch.tensor(0.5), atol=0.05)
 

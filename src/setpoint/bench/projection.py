@@ -90,7 +90,8 @@ def _before(weights: Weights, sparsity: float, options: Mapping[str, Any]) -> fl
     """The multiplier of weights that lie near to these."""
     generator = torch.Generator(weights.device).manual_seed(2)
     moved = [
-        v + _MOVED * v.std() * torch.randn(v.shape, generator=generator, device=v.device, dtype=v.dtype)
+        v
+        + _MOVED * v.square().mean().sqrt() * torch.randn(v.shape, generator=generator, device=v.device, dtype=v.dtype)
         for v in weights.vectors
     ]
     warm = WarmStart()
