@@ -9,6 +9,7 @@ import torch._dynamo.testing
 from torch import nn
 
 import setpoint
+from setpoint import hooks
 from setpoint.methods import ConstrainedL0
 from test_contract import DENSE_TO_SPARSE, METHODS
 
@@ -110,6 +111,33 @@ def test_a_step_with_gradients_that_are_not_finite_is_skipped(bad, frozen, closu
     assert all(torch.equal(state[i][k], after[i][k]) for i in state for k in state[i])
     train(model, opt, batch, STEPS, start=20)
     assert sparsifier.report().exact
+
+
+@pytest.mark.parametrize("method", ["gsp", "magnitude", "rigl"])
+def test_unchecked_steps_look_at_no_gradient_and_end_where_checked_ones_do(method, monkeypatch):
+    looked = []
+    inner = hooks._finite
+    monkeypatch.setattr(hooks, "_finite", lambda gradients: looked.append(1) or inner(gradients))
+    ends = []
+    for nonfinite in ("skip", "unchecked"):
+        looked.clear()
+        model, opt, batch = build("mlp")
+        sparsifier = setpoint.Sparsifier(model, opt, method=method, target=0.5, steps=STEPS, nonfinite=nonfinite)
+        train(model, opt, batch, STEPS)
+        assert sparsifier.report().exact
+        assert len(looked) == (STEPS if nonfinite == "skip" else 0)
+        ends.append(model.state_dict())
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def test_weights_that_are_not_finite_are_told_at_the_next_update():
+    model, opt, batch = build("mlp")
+    sparsifier = setpoint.Sparsifier(model, opt, target=0.5, steps=STEPS, nonfinite="unchecked")
+    (model(batch(0)[0]) * float("nan")).sum().backward()
+    opt.step()
+    with pytest.raises(FloatingPointError, match=r"'0\.weight' holds NaN or infinite values at step"):
+        train(model, opt, batch, STEPS - 1, start=1)
+    assert sparsifier.phase != "frozen"
 
 
 def test_a_step_can_be_refused_instead_and_divergence_ends_the_run():

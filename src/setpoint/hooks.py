@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
-NonFinite = Literal["skip", "raise"]
+NonFinite = Literal["skip", "raise", "unchecked"]
 _STATE_KEY = "setpoint"
 # So many steps in a row without one finite gradient are no accident of a loss scale.
 _PATIENCE = 100
@@ -32,7 +32,8 @@ class StepHooks:
         key: names this user of the optimizer in its state dict.
         save: gives the state to ride in the optimizer's `state_dict()`.
         load: takes it back, before the optimizer loads its own.
-        nonfinite: `"skip"` as said, with a warning; `"raise"` refuses the step with FloatingPointError.
+        nonfinite: `"skip"` as said, with a warning; `"raise"` refuses the step with FloatingPointError; `"unchecked"`
+            does not look at gradients, which takes a pass over them and, on a GPU, waits for them.
 
     Raises:
         ValueError: for another value of `nonfinite`.
@@ -49,8 +50,8 @@ class StepHooks:
         load: Callable[[dict[str, Any]], None],
         nonfinite: NonFinite = "skip",
     ) -> None:
-        if nonfinite not in ("skip", "raise"):
-            raise ValueError(f"nonfinite={nonfinite!r} is neither 'skip' nor 'raise'")
+        if nonfinite not in get_args(NonFinite):
+            raise ValueError(f"nonfinite={nonfinite!r} is none of {', '.join(map(repr, get_args(NonFinite)))}")
         self.skipped = 0
         self._optimizer = optimizer
         self._before, self._after = before, after
@@ -92,7 +93,7 @@ class StepHooks:
             # A fused optimizer under a gradient scaler leaves the weights alone by itself.
             self._skip = bool(found_inf.item())
         else:
-            self._skip = not _finite(self._gradients())
+            self._skip = self._nonfinite != "unchecked" and not _finite(self._gradients())
         if not self._skip:
             self._in_a_row = 0
             self._before()

@@ -52,7 +52,9 @@ class Sparsifier:
             for units that cross layers, whose parts are derived from a forward pass on fake tensors, and for targets in
             FLOPs and milliseconds. For whole layers, copies of the model are run on random numbers in their place.
         floor: units that no layer may lose under any budget.
-        nonfinite: what happens on a step whose gradients are not finite: `"skip"` it with a warning, or `"raise"`.
+        nonfinite: what happens on a step whose gradients are not finite: `"skip"` it with a warning, or `"raise"`; or
+            leave them `"unchecked"`, so that no step between updates waits for a GPU. Weights that are not finite are
+            then told at the next update.
 
     Raises:
         ValueError: for anything that cannot be done, naming the parameter, what was asked and what is possible.
