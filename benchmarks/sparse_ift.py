@@ -31,7 +31,7 @@ SPARSITY = 0.75
 # Narrow enough that the data hold more than the model can learn.
 SETTINGS: dict[str, dict[str, Any]] = {
     "resnet20": {"data": "cifar10", "width": 0.5, "epochs": 8, "precision": "bfloat16"},
-    "gpt": {"data": "tinyshakespeare", "width": 0.5, "epochs": 3},
+    "gpt": {"data": "tinyshakespeare", "width": 0.5, "epochs": 6},
 }
 
 
