@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,43 +11,14 @@ import torch
 from torch import Tensor
 
 from setpoint.functional.compiled import new_like
-from setpoint.functional.compiled.threads import PIECE, Array, on_threads, ranges
+from setpoint.functional.compiled.threads import Array, on_threads
+from setpoint.functional.gsp_pieces import LONG, Piece, Rows, divided, sampled
 from setpoint.functional.root import Root, monotone_root
 
 # Of the average sparsity: single precision is not told apart below this, as its own rounding is larger.
 _TOLERANCE = {torch.float32: 1e-9, torch.float64: 1e-10}
-# A sample has one of so many entries, as runs of neighbours, and one of so many rows.
-_SAMPLED, _RUN = 64, 64
-# Entries of a row from which on it is divided.
-_LONG = PIECE // 4
 
 _Sums = dict[tuple[int, int], Array]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Vectors of one length: what `per_mu` times mu takes off the entries of each."""
-
-    entries: Array
-    per_mu: Array
-    beta: float
-    # Whether each row is divided into pieces of work, or each piece is of several rows.
-    long: bool
-    # How many entries, and how many rows, each one stands for.
-    entry_share: float = 1.0
-    row_share: float = 1.0
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Some rows, or a part of a long one."""
-
-    rows: _Rows
-    first: int
-    last: int
-    # Where a part of a row begins in it.
-    begin: int
-    entries: Array
 
 
 class LargeVectors:
@@ -72,11 +42,11 @@ class LargeVectors:
         self._tolerance = max(_TOLERANCE[matrix.dtype] for matrix in matrices.values())
         arrays = {number: matrix.detach().numpy() for number, matrix in matrices.items()}
         self._rows = {
-            number: _Rows(array, np.empty(len(array)), 1.0 / (math.sqrt(array.shape[1]) - 1.0), array.shape[1] >= _LONG)
+            number: Rows(array, np.empty(len(array)), 1.0 / (math.sqrt(array.shape[1]) - 1.0), array.shape[1] >= LONG)
             for number, array in arrays.items()
         }
         self._count = sum(len(array) for array in arrays.values())
-        self._pieces = _pieces(self._rows.values())
+        self._pieces = divided(self._rows.values())
         self._last: tuple[float, _Sums] = (-1.0, {})
         self.multiplier: float | None = None
         sums = self._norms()
@@ -109,7 +79,7 @@ class LargeVectors:
         if self._at_zero <= level + tolerance:
             return True
         if start is None or not 0.0 < start < self._beyond:
-            sample = _pieces([_sample(rows) for rows in self._rows.values()])
+            sample = divided([sampled(rows) for rows in self._rows.values()])
             start = self._root(sample, level, self._guess, 1e-4 * self._count).x
         root = self._root(self._pieces, level, start, tolerance)
         self.multiplier = root.x if root.converged else None
@@ -131,7 +101,7 @@ class LargeVectors:
             out[number] = new_like(torch.from_numpy(rows.entries)) if given is None else given.detach()
         arrays = {id(rows): out[number].numpy() for number, rows in self._rows.items()}
 
-        def work(piece: _Piece) -> None:
+        def work(piece: Piece) -> None:
             rows, lines = piece.rows, slice(piece.first, piece.last)
             array = arrays[id(rows)][lines]
             if not rows.long:
@@ -160,7 +130,7 @@ class LargeVectors:
         """Of each vector the sums of magnitudes and of squares."""
         sums = {id(rows): (np.zeros(len(rows.entries)), np.zeros(len(rows.entries))) for rows in self._rows.values()}
 
-        def work(piece: _Piece) -> tuple[float, float] | None:
+        def work(piece: Piece) -> tuple[float, float] | None:
             if piece.rows.long:
                 found: tuple[float, float] = self._kernels.norms(piece.entries)
                 return found
@@ -175,10 +145,10 @@ class LargeVectors:
                 square[piece.first] += found[1]
         return {number: sums[id(rows)] for number, rows in self._rows.items()}
 
-    def _sums(self, pieces: Sequence[_Piece], mu: float) -> tuple[float, float, _Sums]:
+    def _sums(self, pieces: Sequence[Piece], mu: float) -> tuple[float, float, _Sums]:
         """Excess and slope of all short rows; number, sum and squares of what is left of each long one."""
 
-        def work(piece: _Piece) -> tuple[float, ...]:
+        def work(piece: Piece) -> tuple[float, ...]:
             per_mu = piece.rows.per_mu[piece.first : piece.last]
             if piece.rows.long:
                 found: tuple[float, ...] = self._kernels.left(piece.entries, float(per_mu[0]) * mu)
@@ -197,7 +167,7 @@ class LargeVectors:
                 slope += piece.rows.row_share * sums[1]
         return value, slope, long
 
-    def _excess(self, pieces: Sequence[_Piece], mu: float) -> tuple[float, float]:
+    def _excess(self, pieces: Sequence[Piece], mu: float) -> tuple[float, float]:
         value, slope, long = self._sums(pieces, mu)
         self._last = mu, long
         for rows in {id(piece.rows): piece.rows for piece in pieces}.values():
@@ -216,37 +186,12 @@ class LargeVectors:
         sums = self._last[1] if self._last[0] == mu else self._sums(long, mu)[2]
         return {key: 1.0 + tau[key] * s[1] / s[2] if s[2] > 0.0 else 0.0 for key, s in sums.items()}
 
-    def _root(self, pieces: Sequence[_Piece], level: float, start: float, tolerance: float) -> Root:
+    def _root(self, pieces: Sequence[Piece], level: float, start: float, tolerance: float) -> Root:
         return monotone_root(
             lambda mu: self._excess(pieces, mu), 0.0, self._beyond, level=level, tolerance=tolerance, start=start
         )
 
 
-def _empty(rows: _Rows, scales: Mapping[tuple[int, int], float]) -> list[int]:
+def _empty(rows: Rows, scales: Mapping[tuple[int, int], float]) -> list[int]:
     """Long vectors of which nothing is left."""
     return [r for r in range(len(rows.entries)) if rows.long and scales[id(rows), r] == 0.0]
-
-
-def _pieces(plain: Iterable[_Rows]) -> list[_Piece]:
-    pieces = []
-    for rows in plain:
-        count, length = rows.entries.shape
-        if rows.long:
-            for r in range(count):
-                pieces += [_Piece(rows, r, r + 1, a, rows.entries[r, a:b]) for a, b in ranges(length)]
-        else:
-            step = max(1, PIECE // length)
-            pieces += [_Piece(rows, a, b, 0, rows.entries[a:b]) for a, b in ranges(count, step)]
-    return pieces
-
-
-def _sample(rows: _Rows) -> _Rows:
-    """Some of the entries of long rows, some of many short rows."""
-    count, length = rows.entries.shape
-    if rows.long:
-        step = _SAMPLED * _RUN
-        runs = rows.entries[:, : length // step * step].reshape(count, -1, step)[:, :, :_RUN]
-        taken = np.ascontiguousarray(runs).reshape(count, -1)
-        return _Rows(taken, rows.per_mu, rows.beta, True, entry_share=length / taken.shape[1])
-    taken = np.ascontiguousarray(rows.entries[::_SAMPLED])
-    return _Rows(taken, np.ascontiguousarray(rows.per_mu[::_SAMPLED]), rows.beta, False, row_share=count / len(taken))
