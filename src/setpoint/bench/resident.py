@@ -12,8 +12,8 @@ import torch
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # Written there, it sets the peak of the resident set to what it is now (Linux, proc(5)).
 _RESET = "5"
-# Of the sizes, for a first call that loads and compiles what is loaded and compiled once.
-_TINY = 1e-3
+# Of the sizes, for a first call that loads and compiles what is loaded and compiled once: large enough for kernels.
+_TINY = 0.02
 
 Make = Callable[[float], Callable[[], object]]
 
