@@ -106,8 +106,7 @@ def _large(
     magnitudes: Sequence[Tensor], budget: float, costs: Sequence[Tensor], floors: Sequence[int]
 ) -> list[Tensor] | None:
     """A top-k of many, by compiled kernels, where costs are equal; None where kernels do not apply."""
-    magnitudes = [single(m) for m in magnitudes]
-    if any(c.ndim for c in costs) or len({float(c) for c in costs}) != 1 or not usable(magnitudes):
+    if any(c.ndim for c in costs) or not usable(magnitudes) or len({float(c) for c in costs}) != 1:
         return None
     cost = float(costs[0])
     count = (budget + _SLACK * max(1.0, abs(budget))) / cost if cost > 0.0 else math.inf
@@ -115,7 +114,7 @@ def _large(
         return None
     from setpoint.functional.budget_large import largest_of_many
 
-    return largest_of_many(magnitudes, int(count), floors)
+    return largest_of_many([single(m) for m in magnitudes], int(count), floors)
 
 
 @dataclass(frozen=True)

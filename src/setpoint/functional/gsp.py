@@ -73,11 +73,11 @@ def project_gsp(
 ) -> Tensor | list[Tensor]:
     """Project a set of vectors to an average Hoyer sparsity of at least `sparsity`.
 
-    The result has exactly that average (to 1e-10, before it is rounded to the input's dtype; to 1e-9 where float32 is
-    read by compiled kernels, see `setpoint.functional.compiled`), unless the input has
-    more already: then it is returned as it is. Where several entries of a vector tie at its maximum, so that no
-    threshold gives the average asked, the tied entries are filled unequally (the first gets most), which is an exact
-    optimum too. With weights, some averages can only be exceeded: the next higher one is taken.
+    The result has exactly that average (to 1e-10, before it is rounded to the input's dtype; to 1e-9 where compiled
+    kernels read float32), unless the input has more already: then it is returned as it is. Where several entries of a
+    vector tie at its maximum, so that no threshold gives the average asked, the tied entries are filled unequally (the
+    first gets most), which is an exact optimum too. With weights, some averages can only be exceeded: the next higher
+    one is taken.
 
     Vectors of zeros count as sparsity 1 and stay zero. Vectors of fewer than two entries have no Hoyer sparsity: they
     are left out of the average and copied. Signs and the order of magnitudes are kept.
@@ -101,7 +101,7 @@ def project_gsp(
         ValueError: for a sparsity outside [0, 1], NaN or infinite entries, negative weights, or shapes that differ.
     """
     _check_sparsity(sparsity)
-    single = isinstance(vectors, Tensor)
+    alone = isinstance(vectors, Tensor)
     tensors: list[Tensor] = [vectors] if isinstance(vectors, Tensor) else list(vectors)
     spread = [weights] if isinstance(weights, Tensor) else weights
     if spread is not None and len(spread) != len(tensors):
@@ -114,7 +114,7 @@ def project_gsp(
         weighting = None if spread is None else [_weight_rows(w, t, i) for i, (w, t) in enumerate(zip(spread, tensors))]
         for i, factors in enumerate(_factors(rows, sparsity, weighting, scale_invariant, warm)):
             results[i].copy_(tensors[i] if factors is None else _scaled(tensors[i], factors))
-    return results[0] if single else results
+    return results[0] if alone else results
 
 
 def _results(tensors: Sequence[Tensor], out: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
@@ -174,12 +174,12 @@ def _solved_large(
     matrices: Sequence[Tensor], sparsity: float, scale_invariant: bool, warm: WarmStart | None
 ) -> LargeVectors | None:
     """The vectors for the kernels, with their multiplier; None where kernels do not apply."""
-    part = {i: single(matrix).contiguous() for i, matrix in enumerate(matrices) if len(matrix) and matrix.shape[1] > 1}
-    if sparsity == 1.0 or not usable(list(part.values())):
+    taking_part = {i: matrix for i, matrix in enumerate(matrices) if len(matrix) and matrix.shape[1] > 1}
+    if sparsity == 1.0 or not usable(list(taking_part.values())):
         return None
     from setpoint.functional.gsp_large import LargeVectors
 
-    large = LargeVectors(part, scale_invariant)
+    large = LargeVectors({i: single(matrix).contiguous() for i, matrix in taking_part.items()}, scale_invariant)
     if not large.readable or not large.solve(sparsity, None if warm is None else warm.multiplier):
         return None
     if warm is not None and large.multiplier is not None:

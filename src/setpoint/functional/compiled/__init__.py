@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+_HALF = (torch.float16, torch.bfloat16)
 # Entries under which eager operators are as fast, and no kernel is worth being loaded.
 WORTH = 1 << 17
 
@@ -27,12 +28,12 @@ def installed() -> bool:
 
 
 def usable(tensors: Sequence[Tensor], least: int = WORTH) -> bool:
-    """Whether kernels can read these tensors, and there are entries enough to gain from it."""
+    """Whether kernels can read these tensors, as they are or in `single`, and there are entries enough to gain."""
     return (
         sum(tensor.numel() for tensor in tensors) >= least
         and all(
             tensor.device.type == "cpu"
-            and tensor.dtype in (torch.float32, torch.float64)
+            and tensor.dtype in (*_DTYPES, *_HALF)
             and tensor.layout is torch.strided
             and type(tensor) in (Tensor, torch.nn.Parameter)
             for tensor in tensors
@@ -43,12 +44,12 @@ def usable(tensors: Sequence[Tensor], least: int = WORTH) -> bool:
 
 def single(tensor: Tensor) -> Tensor:
     """A tensor in float32 where it has half precision, whose numbers that holds exactly."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 def new_like(tensor: Tensor) -> Tensor:
     """An uninitialised tensor that lies in memory as another does."""
-    if not usable([tensor], least=1 << 20) or not tensor.is_contiguous():
+    if tensor.dtype not in _DTYPES or not tensor.is_contiguous() or not usable([tensor], least=1 << 20):
         return torch.empty_like(tensor)
     # Large ones from numpy, which unlike torch asks for huge pages: their first touch costs a third.
     return torch.from_numpy(np.empty(tensor.shape, _DTYPES[tensor.dtype]))
