@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import setpoint
-from machine import describe
+from setpoint.bench.machine import describe
 from setpoint.deploy.measure import measure
 from setpoint.recipes.data import Batches, load_dataset
 from setpoint.recipes.models import build_model

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import describe
 from methods_runs import BASELINES, DENSE_PRUNED, MODES, SMALL_DENSE
+from setpoint.bench.machine import describe
 from setpoint.reporting import compare_plot, group_runs
 from setpoint.reporting.compare import Spread
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 import setpoint
-from machine import describe
+from setpoint.bench.machine import describe
 from setpoint.recipes.models import build_model
 
 METHODS = ("dense", "static", "set", "rigl")

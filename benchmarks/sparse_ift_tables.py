@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from setpoint.bench.machine import describe
 from setpoint.reporting.compare import Spread
 from setpoint.reporting.figures import COLORS, DENSE, INK, MARKERS, clean, new_figure, percent_axis, save_figure
 from setpoint.reporting.measures import MEASURES, Measure

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from machine import describe
 from quiet import QUIET
+from setpoint.bench.machine import describe
 from setpoint.deploy.kernels import Race
 from sparse_layers import time_layer
 from sparse_networks import HIDDEN, time_network

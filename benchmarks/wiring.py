@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from machine import describe
+from setpoint.bench.machine import describe
 from setpoint.recipes.models import build_model
 from setpoint.wiring import derive
 

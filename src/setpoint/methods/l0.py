@@ -132,7 +132,7 @@ class ConstrainedL0(Method):
         p = hard_concrete_open(alpha)
         opened = p > 0.5
         if units.budget.whole is None:
-            cost = _spread(units.costs, units, alpha)
+            cost = _spread(units.budget.costs, units, alpha)
             open_cost = opened.sum() * cost if cost.ndim == 0 else (cost * opened).sum()
         else:
             # Prices move with the widths, and slowly: they are looked up as often as the schedule makes updates.
@@ -185,7 +185,10 @@ def _together(apart: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def _spread(costs: Sequence[Tensor], units: Units, like: Tensor) -> Tensor:
-    """What each gate costs; one number where that is the same for all."""
+    """What each gate costs; one number where that is the same for all.
+
+    Costs are on the CPU: to look at them at every step is not to wait for a GPU.
+    """
     if all(c.numel() == 1 for c in costs) and len({float(c) for c in costs}) == 1:
-        return costs[0].to(like.device, like.dtype).reshape(())
+        return torch.full((), float(costs[0]), dtype=like.dtype, device=like.device)
     return _together([c.expand(counts) for c, counts in zip(costs, _counts(units))], like)
