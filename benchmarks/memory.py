@@ -9,13 +9,10 @@ process of their own. On a GPU from the allocator's count.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from setpoint.bench.memory import projection_memory, step_memory
-from setpoint.bench.training import TASKS
-from setpoint.methods import method_names
-from speed_results import Results, options
+from speed_results import Results, add_training, options, trainings
 
 ABOUT = (
     "Bytes beyond the dense model's peak as multiples of the parameters' bytes, in the middle of the sparsify phase, "
@@ -27,19 +24,13 @@ ABOUT = (
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--units", nargs="+", choices=["weight", "whole"], default=["weight", "whole"])
-    parser.add_argument("--methods", nargs="+", default=list(method_names()))
-    parser.add_argument("--batch", type=int, help="instead of the task's, to try it out")
+    add_training(parser)
     parser.add_argument("--scale", type=float, default=1.0, help="of the projections' sizes, to try it out")
     args = parser.parse_args()
     results = Results("memory", ABOUT, args)
     results.add(partial(projection_memory, results.device, scale=args.scale, resident=True))
-    for task in (TASKS[name] for name in args.tasks):
-        asked = replace(task, batch=args.batch or task.batch)
-        for unit in args.units:
-            kind = asked.whole if unit == "whole" else unit
-            results.add(partial(step_memory, asked, kind, args.methods, results.device))
+    for task, unit in trainings(args):
+        results.add(partial(step_memory, task, unit, args.methods, results.device))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from rich.console import Console
 
 from quiet import measured_quietly
 from setpoint.bench import Pace, Row, describe, page, ratios_tables
+from setpoint.bench.training import TASKS, Task
+from setpoint.methods import method_names
 
 FOLDER = Path(__file__).parent / "results"
 # Where the plain implementations are, which the tests check.
@@ -84,6 +87,22 @@ def options(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for others to do little, a case")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder")
     return parser
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The options of those that train."""
+    parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--units", nargs="+", choices=["weight", "whole"], default=["weight", "whole"])
+    parser.add_argument("--methods", nargs="+", default=list(method_names()))
+    parser.add_argument("--batch", type=int, help="instead of the task's, to try it out")
+
+
+def trainings(args: argparse.Namespace) -> Iterator[tuple[Task, str]]:
+    """What is trained, with the kind of its units."""
+    for task in (TASKS[name] for name in args.tasks):
+        asked = replace(task, batch=args.batch or task.batch)
+        for unit in args.units:
+            yield asked, asked.whole if unit == "whole" else unit
 
 
 def pace(args: argparse.Namespace) -> Pace:

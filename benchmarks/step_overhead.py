@@ -9,13 +9,11 @@ an update, and steps of the frozen phase.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from setpoint.bench.step import step_overhead
-from setpoint.bench.training import STEPS, TASKS
-from setpoint.methods import method_names
-from speed_results import Results, options, pace
+from setpoint.bench.training import STEPS
+from speed_results import Results, add_training, options, pace, trainings
 
 ABOUT = (
     "Time of a training step with a method divided by that of the dense step, timed in turns: the mean of the "
@@ -28,18 +26,12 @@ ABOUT = (
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--units", nargs="+", choices=["weight", "whole"], default=["weight", "whole"])
-    parser.add_argument("--methods", nargs="+", default=list(method_names()))
+    add_training(parser)
     parser.add_argument("--steps", type=int, default=STEPS, help="of a run, from which the default interval follows")
-    parser.add_argument("--batch", type=int, help="instead of the task's, to try it out")
     args = parser.parse_args()
     results = Results("step_overhead", ABOUT, args)
-    for task in (TASKS[name] for name in args.tasks):
-        asked = replace(task, batch=args.batch or task.batch)
-        for unit in args.units:
-            kind = asked.whole if unit == "whole" else unit
-            results.add(partial(step_overhead, asked, kind, args.methods, results.device, pace(args), steps=args.steps))
+    for task, unit in trainings(args):
+        results.add(partial(step_overhead, task, unit, args.methods, results.device, pace(args), steps=args.steps))
 
 
 if __name__ == "__main__":
