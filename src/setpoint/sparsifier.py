@@ -17,6 +17,7 @@ from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
 from setpoint.methods import Method, Units, make_method
 from setpoint.norms import NormStatistics
+from setpoint.reading import count
 from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report
 from setpoint.support import Support
 from setpoint.units import Patterns, Selection, Unit, is_coupled, select, select_coupled, unit_name, unwrap
@@ -249,7 +250,7 @@ class Sparsifier:
             ),
             budgets=tuple(BudgetReport.of(b, self._layers, kept_units) for b in self._budgets),
             params=sum(p.numel() for p in self._support.parameters.values()),
-            params_kept=sum(int(torch.count_nonzero(p)) for p in self._support.parameters.values()),
+            params_kept=count(self._support.parameters.values()),
             left_dense=dict(self._left),
             hoyer=self._hoyer(),
             latency=self._latency_report(kept_units),
@@ -433,7 +434,7 @@ class Sparsifier:
                 for part, spread in layer.spread(self._kept_units(i).float()):
                     there[part.name] = there[part.name] & (spread != 0)
         entries = sum(parameter.numel() for parameter in parameters.values())
-        return 1.0 - sum(int(torch.count_nonzero(t)) for t in there.values()) / entries
+        return 1.0 - count(there.values()) / entries
 
     def _asked_now(self) -> float:
         """Fraction of the cost that the budgets ask to be gone by now."""

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from setpoint.functional import budget as module
 from setpoint.functional import project_budget
 
+pytestmark = pytest.mark.usefixtures("path")
+
 magnitude = st.one_of(st.integers(0, 4).map(float), st.floats(0, 1, allow_subnormal=False, width=32))
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from setpoint.functional import envelope_search, group_envelope, prox_group_envelope
 
+pytestmark = pytest.mark.usefixtures("path")
+
 HERE = Path(__file__).parent
 CASES = json.loads((HERE / "envelope_cases.json").read_text())["cases"]
 METRIC_CASES = json.loads((HERE / "envelope_metric_cases.json").read_text())["cases"]

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from setpoint.functional import hoyer, project_gsp
 
+pytestmark = pytest.mark.usefixtures("path")
+
 CASES = json.loads((Path(__file__).parent / "gsp_cases.json").read_text())
 ALL = CASES["cases"] + CASES["extra_cases"]
 

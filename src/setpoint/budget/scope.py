@@ -14,6 +14,7 @@ from setpoint.budget.target import Cost, Target
 from setpoint.budget.whole import SeparateCosts, WholeCost
 from setpoint.functional.budget import project_budget
 from setpoint.functional.budget_widths import project_widths
+from setpoint.reading import read
 from setpoint.units import Layer
 
 Scope = str | Mapping[str, float]
@@ -56,7 +57,7 @@ class Budget:
         """What one unit of each layer costs, beside those that are kept."""
         if self.whole is None:
             return list(self.costs)
-        widths = [int(k.sum()) for k in kept]
+        widths = _widths(kept)
         here = self.whole(widths)
         prices = []
         for i, k in enumerate(kept):
@@ -68,7 +69,7 @@ class Budget:
     def spent(self, kept: Sequence[Tensor]) -> float:
         """The cost of what is kept, the fixed part included."""
         if self.whole is not None:
-            return self.whole([int(k.sum()) for k in kept])
+            return self.whole(_widths(kept))
         return self.fixed + sum(float(c.expand(k.shape)[k].sum()) for c, k in zip(self.costs, (k.cpu() for k in kept)))
 
     def next_cost(self, kept: Sequence[Tensor]) -> float | None:
@@ -77,7 +78,7 @@ class Budget:
             gone = [c.expand(k.shape)[~k] for c, k in zip(self.costs, (k.cpu() for k in kept))]
             found = [float(g[g > 0].min()) for g in gone if bool((g > 0).any())]
         else:
-            widths, here = [int(k.sum()) for k in kept], self.spent(kept)
+            widths, here = _widths(kept), self.spent(kept)
             after = [min(w - w % self.multiple + self.multiple, k.numel()) for w, k in zip(widths, kept)]
             found = [
                 self.whole([*widths[:i], a, *widths[i + 1 :]]) - here
@@ -89,6 +90,10 @@ class Budget:
     def room(self, ramp: float) -> float:
         """Cost that the units may have once the budget has gone `ramp` of its way, in [0, 1]."""
         return self.total - (self.total - self.kept) * ramp - self.fixed
+
+
+def _widths(kept: Sequence[Tensor]) -> list[int]:
+    return [int(width) for width in read([k.sum() for k in kept])]
 
 
 def unit_costs(layer: Layer, cost: Cost) -> Tensor:

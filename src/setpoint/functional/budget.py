@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from setpoint.functional.compiled import single, usable
-from setpoint.functional.ragged import PerTensor, as_list, check_magnitudes, per_tensor
+from setpoint.functional.device import on_one
+from setpoint.functional.device.budget import largest_on_device
+from setpoint.functional.device.transfer import back, few_on_one, on_cpu
+from setpoint.functional.ragged import PerTensor, as_list, check_magnitudes, common_number, per_tensor
 from setpoint.functional.root import monotone_root
 
 # How many units around the cut are settled by trying every combination, where costs differ.
@@ -74,15 +77,19 @@ def project_budget(
     """
     tensors = as_list(magnitudes)
     each = [floors or 0] * len(tensors) if floors is None or isinstance(floors, int) else list(floors)
-    kept = _project(tensors, budget, per_tensor(costs, magnitudes, "costs"), each)
+    kept = _large(tensors, budget, costs, each)
+    if kept is None and few_on_one(tensors):
+        few = on_cpu(tensors)
+        near = per_tensor(costs, few[0] if isinstance(magnitudes, Tensor) else few, "costs")
+        kept = back(_project(few, budget, near, each), tensors[0].device)
+    elif kept is None:
+        kept = _project(tensors, budget, per_tensor(costs, magnitudes, "costs"), each)
     return kept[0] if isinstance(magnitudes, Tensor) else kept
 
 
 def _project(magnitudes: Sequence[Tensor], budget: float, costs: list[Tensor], floors: Sequence[int]) -> list[Tensor]:
     if not budget >= 0:
         raise ValueError(f"budget={budget} must be a number >= 0")
-    if (large := _large(magnitudes, budget, costs, floors)) is not None:
-        return large
     problem = _Problem.of(magnitudes, costs)
     kept = [_largest(m, floor) for m, floor in zip(problem.magnitudes, floors)]
     spent = problem.cost_of(kept)
@@ -102,16 +109,17 @@ def _project(magnitudes: Sequence[Tensor], budget: float, costs: list[Tensor], f
     return kept
 
 
-def _large(
-    magnitudes: Sequence[Tensor], budget: float, costs: Sequence[Tensor], floors: Sequence[int]
-) -> list[Tensor] | None:
-    """A top-k of many, by compiled kernels, where costs are equal; None where kernels do not apply."""
-    if any(c.ndim for c in costs) or not usable(magnitudes) or len({float(c) for c in costs}) != 1:
+def _large(magnitudes: Sequence[Tensor], budget: float, costs: PerTensor, floors: Sequence[int]) -> list[Tensor] | None:
+    """A top-k of many, by compiled kernels or on a GPU, where costs are equal; None where neither applies."""
+    on_device = on_one(magnitudes)
+    cost = common_number(costs, magnitudes) if on_device or usable(magnitudes) else None
+    if cost is None:
         return None
-    cost = float(costs[0])
     count = (budget + _SLACK * max(1.0, abs(budget))) / cost if cost > 0.0 else math.inf
     if not 1.0 <= count < sum(m.numel() for m in magnitudes):
         return None
+    if on_device:
+        return largest_on_device(magnitudes, int(count), floors)
     from setpoint.functional.budget_large import largest_of_many
 
     return largest_of_many([single(m) for m in magnitudes], int(count), floors)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from setpoint.functional.device.transfer import back, few_on_one, on_cpu
+
 # Rounds of prices and widths; they settle after a few, and any widths within the budget are a valid start to fill from.
 _ROUNDS = 6
 
@@ -50,6 +52,9 @@ def project_widths(
     """
     if multiple < 1:
         raise ValueError(f"multiple={multiple} must be at least 1")
+    if few_on_one(magnitudes):
+        kept = project_widths(on_cpu(magnitudes), budget, cost, floors=floors, multiple=multiple)
+        return back(kept, magnitudes[0].device)
     orders = [m.detach().argsort(descending=True, stable=True) for m in magnitudes]
     groups = [_Group.of(m, order, multiple) for m, order in zip(magnitudes, orders)]
     least = [group.steps_for(floor) for group, floor in zip(groups, floors or [0] * len(groups))]

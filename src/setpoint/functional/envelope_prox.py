@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import overload
 
 import torch
 from torch import Tensor
 
+from setpoint.functional.device import in_a_row, on_one
+from setpoint.functional.device.transfer import few_on_one
 from setpoint.functional.envelope import Groups
-from setpoint.functional.ragged import PerTensor, per_tensor
+from setpoint.functional.ragged import PerTensor, as_list, beside_row, per_tensor
 
 # Slack on the largest strength of the de-biased map, for strengths computed as a quotient.
 _SLACK = 1e-12
@@ -98,12 +101,59 @@ def prox_group_envelope(
         ValueError: for magnitudes, costs, weights or a metric that are NaN, infinite or out of range, or that do not
             match; for a negative budget, or a strength that is out of range.
     """
+    tensors = as_list(magnitudes)
+    shaped = None
+    if few_on_one(tensors) or (len(tensors) > 1 and on_one(tensors)):
+        # What is wrong with them is told below, where they have their own places.
+        with suppress(ValueError):
+            shaped = _in_a_row(tensors, budget, strength, costs, weights, metric, debias)
+    if shaped is None:
+        shaped = _apart(magnitudes, budget, strength, costs, weights, metric, debias)
+    return shaped[0] if isinstance(magnitudes, Tensor) else shaped
+
+
+def _in_a_row(
+    tensors: Sequence[Tensor],
+    budget: float,
+    strength: float,
+    costs: PerTensor,
+    weights: PerTensor,
+    metric: PerTensor,
+    debias: bool,
+) -> list[Tensor]:
+    """The factors, computed as those of one tensor; of few groups on the CPU."""
+    device = tensors[0].device
+    near = torch.device("cpu") if few_on_one(tensors) else device
+
+    def placed(values: PerTensor) -> Tensor | float | None:
+        row = beside_row(values, tensors)
+        return row.to(near) if isinstance(row, Tensor) else row
+
+    row = in_a_row(tensors).to(near)
+    (factors,) = _apart(row, budget, strength, placed(costs), placed(weights), placed(metric), debias)
+    factors = factors.to(device, non_blocking=True)
+    parts = torch.split(factors, [m.numel() for m in tensors])
+    return [_as_of(part.view(m.shape), m) for part, m in zip(parts, tensors)]
+
+
+def _apart(
+    magnitudes: Tensor | Sequence[Tensor],
+    budget: float,
+    strength: float,
+    costs: PerTensor,
+    weights: PerTensor,
+    metric: PerTensor,
+    debias: bool,
+) -> list[Tensor]:
     groups = Groups.of(magnitudes, budget, costs, weights)
     metrics = per_tensor(metric, magnitudes, "metric", positive=True)
     _check_strength(strength, groups, metrics, debias)
     factors = _factors(groups, [strength * w / h for w, h in zip(groups.weights, metrics)], debias)
-    factors = [f if m.dtype == torch.float64 else f.float() for f, m in zip(factors, groups.magnitudes)]
-    return factors[0] if isinstance(magnitudes, Tensor) else factors
+    return [_as_of(f, m) for f, m in zip(factors, groups.magnitudes)]
+
+
+def _as_of(factors: Tensor, magnitudes: Tensor) -> Tensor:
+    return factors.to(torch.float64 if magnitudes.dtype == torch.float64 else torch.float32)
 
 
 def _factors(groups: Groups, offsets: Sequence[Tensor], debias: bool) -> list[Tensor]:

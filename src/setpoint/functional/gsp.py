@@ -10,7 +10,7 @@ and answers `sign(x_i) (a_i'u_i) u_i`. One multiplier mu decides all: `u_i` is p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from setpoint.functional.compiled import new_like, single, usable
+from setpoint.functional.device import on_one
 from setpoint.functional.gsp_vectors import TIE, Vectors
 from setpoint.functional.root import monotone_root
 
 if TYPE_CHECKING:
+    from setpoint.functional.device.gsp import DeviceVectors
     from setpoint.functional.gsp_large import LargeVectors
 
 # Accepted error in the average sparsity.
@@ -157,7 +159,7 @@ def _project_large(
     warm: WarmStart | None,
     results: Sequence[Tensor],
 ) -> bool:
-    """Write the projection by compiled kernels, where they apply."""
+    """Write the projection by compiled kernels or on a GPU, where these apply."""
     large = _solved_large(matrices, sparsity, scale_invariant, warm)
     if large is None:
         return False
@@ -172,19 +174,28 @@ def _project_large(
 
 def _solved_large(
     matrices: Sequence[Tensor], sparsity: float, scale_invariant: bool, warm: WarmStart | None
-) -> LargeVectors | None:
-    """The vectors for the kernels, with their multiplier; None where kernels do not apply."""
+) -> LargeVectors | DeviceVectors | None:
+    """The vectors for the kernels or on a GPU, with their multiplier; None where neither applies."""
     taking_part = {i: matrix for i, matrix in enumerate(matrices) if len(matrix) and matrix.shape[1] > 1}
-    if sparsity == 1.0 or not usable(list(taking_part.values())):
-        return None
-    from setpoint.functional.gsp_large import LargeVectors
-
-    large = LargeVectors({i: single(matrix).contiguous() for i, matrix in taking_part.items()}, scale_invariant)
-    if not large.readable or not large.solve(sparsity, None if warm is None else warm.multiplier):
+    large = None if sparsity == 1.0 else _prepared(taking_part, scale_invariant)
+    if large is None or not large.solve(sparsity, None if warm is None else warm.multiplier):
         return None
     if warm is not None and large.multiplier is not None:
         warm.multiplier = large.multiplier
     return large
+
+
+def _prepared(matrices: Mapping[int, Tensor], scale_invariant: bool) -> LargeVectors | DeviceVectors | None:
+    if on_one(list(matrices.values())):
+        from setpoint.functional.device.gsp import DeviceVectors
+
+        return DeviceVectors(matrices, scale_invariant)
+    if not usable(list(matrices.values())):
+        return None
+    from setpoint.functional.gsp_large import LargeVectors
+
+    large = LargeVectors({i: single(matrix).contiguous() for i, matrix in matrices.items()}, scale_invariant)
+    return large if large.readable else None
 
 
 def _factors(

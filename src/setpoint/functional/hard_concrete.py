@@ -35,8 +35,8 @@ def hard_concrete(log_alpha: Tensor, uniform: Tensor | None = None, temperature:
     """
     _check(temperature)
     location = _exact(log_alpha)
-    noise = torch.zeros(()) if uniform is None else torch.logit(uniform.to(location.dtype))
-    shifted = location + noise.to(location.device)
+    noise = 0.0 if uniform is None else torch.logit(uniform.to(location.device, location.dtype))
+    shifted = location + noise
     if not shifted.requires_grad:
         return shifted.div_(temperature).sigmoid_().mul_(_HIGH - _LOW).add_(_LOW).clamp_(0.0, 1.0)
     return (torch.sigmoid(shifted / temperature) * (_HIGH - _LOW) + _LOW).clamp(0.0, 1.0)

@@ -30,21 +30,65 @@ def per_tensor(
 
 
 def _spread(value: Tensor | float, like: Tensor, name: str, position: int, positive: bool) -> Tensor:
-    spread = torch.as_tensor(value, dtype=torch.float64, device=like.device).detach()
-    if spread.ndim:
-        try:
-            spread = spread.expand_as(like)
-        except RuntimeError:
-            shapes = f"{tuple(spread.shape)}, its magnitudes {tuple(like.shape)}"
-            raise ValueError(f"the {name} of tensor {position} have shape {shapes}") from None
-    if spread.numel():
-        low, high = (float(x) for x in torch.aminmax(spread))
-        if not (low >= 0.0 and high < math.inf) or (positive and low == 0.0):
-            kind = "positive" if positive else "not negative"
-            raise ValueError(
-                f"the {name} of tensor {position} must be finite and {kind}, but reach from {low} to {high}"
-            )
+    spread = _beside(value, like, name, position)
+    number = as_number(value)
+    if number is not None:
+        _check_range(number, number, name, position, positive)
+    elif spread.numel():
+        low, high = torch.stack(torch.aminmax(spread)).tolist()
+        _check_range(low, high, name, position, positive)
     return spread
+
+
+def _beside(value: Tensor | float, like: Tensor, name: str, position: int) -> Tensor:
+    number = as_number(value)
+    if number is not None:
+        # Filled in there: a copy would make the program wait for the device.
+        return torch.full((), number, dtype=torch.float64, device=like.device)
+    spread = torch.as_tensor(value, dtype=torch.float64, device=like.device).detach()
+    if spread.ndim == 0:
+        return spread
+    try:
+        return spread.expand_as(like)
+    except RuntimeError:
+        shapes = f"{tuple(spread.shape)}, its magnitudes {tuple(like.shape)}"
+        raise ValueError(f"the {name} of tensor {position} have shape {shapes}") from None
+
+
+def as_number(value: Tensor | float) -> float | None:
+    """A single number that the CPU knows."""
+    if isinstance(value, Tensor) and (value.ndim or value.device.type != "cpu"):
+        return None
+    return float(value)
+
+
+def common_number(values: PerTensor, tensors: Sequence[Tensor]) -> float | None:
+    """The number that stands beside every tensor, if the CPU knows it; 1 where none is given."""
+    if values is None:
+        return 1.0
+    each = [values] if isinstance(values, Tensor | float | int) else list(values)
+    numbers = {as_number(value) for value in each}
+    return numbers.pop() if len(numbers) == 1 and len(each) == len(tensors) else None
+
+
+def beside_row(values: PerTensor, tensors: Sequence[Tensor]) -> Tensor | float | None:
+    """What stands beside the entries of all tensors one after another, given what stands beside each; not checked.
+
+    Raises:
+        ValueError: if they do not match.
+    """
+    number = common_number(values, tensors)
+    if number is not None:
+        return number
+    each = [values] if isinstance(values, Tensor | float | int) else list(values or ())
+    pairs = zip(each, tensors, strict=True)
+    return torch.cat([_beside(v, t, "values", i).expand_as(t).flatten() for i, (v, t) in enumerate(pairs)])
+
+
+def _check_range(low: float, high: float, name: str, position: int, positive: bool) -> None:
+    if not (low >= 0.0 and high < math.inf) or (positive and low == 0.0):
+        kind = "positive" if positive else "not negative"
+        raise ValueError(f"the {name} of tensor {position} must be finite and {kind}, but reach from {low} to {high}")
 
 
 def check_magnitudes(magnitudes: Tensor, position: int) -> None:
@@ -52,6 +96,6 @@ def check_magnitudes(magnitudes: Tensor, position: int) -> None:
     if not magnitudes.is_floating_point():
         raise ValueError(f"magnitudes {position} have dtype {magnitudes.dtype}: a floating dtype is needed")
     if magnitudes.numel():
-        low, high = (float(x) for x in torch.aminmax(magnitudes.detach()))
+        low, high = torch.stack(torch.aminmax(magnitudes.detach())).tolist()
         if not (low >= 0.0 and high < math.inf):
             raise ValueError(f"magnitudes {position} must be finite and not negative, but reach from {low} to {high}")

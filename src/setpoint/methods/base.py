@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from setpoint.budget import Budget, Schedule, Target, Timeline
 from setpoint.geometry import layer_geometry
+from setpoint.reading import beside, read
 from setpoint.units import Layer, Partition
 
 
@@ -68,9 +70,10 @@ class Units:
             FloatingPointError: if a weight is NaN or infinite.
         """
         magnitudes = tuple(layer.magnitudes() for layer in self.layers)
-        for layer, m in zip(self.layers, magnitudes):
-            # The largest is NaN if any is.
-            if m.numel() and not bool(torch.isfinite(m.amax())):
+        # The largest is NaN if any is.
+        peaks = read([m.amax() if m.numel() else m.new_zeros(()) for m in magnitudes])
+        for layer, peak in zip(self.layers, peaks):
+            if not math.isfinite(peak):
                 raise FloatingPointError(
                     f"{layer.name!r} holds NaN or infinite values at step {self.step}: training has "
                     "diverged, the masks are as before"
@@ -110,14 +113,14 @@ class Units:
         Where that depends on what else stays: at the widths that the present budget leaves.
         """
         prices = self.budget.prices(self._present) if self.budget.whole is not None else self.budget.costs
-        return [c.to(layer.device) for c, layer in zip(prices, self.layers)]
+        return [beside(c, layer.device) for c, layer in zip(prices, self.layers)]
 
     @property
     def room(self) -> float:
         """Cost that the units may have now, as `costs` counts it."""
         if self.budget.whole is None:
             return self.budget.room(self.ramp)
-        return sum(float(c) * int(k.sum()) for c, k in zip(self.costs, self._present))
+        return sum(read([c * k.sum() for c, k in zip(self.costs, self._present)]))
 
     @cached_property
     def _present(self) -> list[Tensor]:

@@ -36,8 +36,6 @@ def plant(
         random: begin with random weights, rather than zeros.
         warm: begin with the mean second moment of the survivors (`setpoint.moments.warm_second_moment`).
     """
-    if not bool(grown.any()):
-        return
     crosses = any(part.reads for part in layer.parts)
     # What reads comes last: where one parameter makes the values of a group and reads them, the zeros are what counts.
     for part in sorted(layer.parts, key=lambda part: part.reads):

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from setpoint.budget import Target
 from setpoint.functional.gsp import WarmStart, gsp_factors, mean_hoyer
 from setpoint.methods.base import Method, Units, as_factors, check_weights
+from setpoint.reading import placed
 from setpoint.units import Layer, Partition, VectorKind
 
 Measure = Literal["zeros", "hoyer"]
@@ -166,7 +167,7 @@ class GroupedSparseProjection(Method):
             weights = (self.weights or {}).get(name, torch.ones(()))
             if weights.ndim and tuple(weights.shape) == partition.layout.shape != partition.counts:
                 weights = partition.magnitudes(weights)
-            spread = weights.to(like.device, torch.float64).expand(partition.counts)
+            spread = placed(weights, like.device).double().expand(partition.counts)
             spreads.append(self._row(partition, spread))
         return spreads
 

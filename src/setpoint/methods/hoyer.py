@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from setpoint.methods.base import Method, Units
+from setpoint.reading import read
 from setpoint.units import Layer, Part, partition
 
 # The strength moves by at most this factor (a logarithm) between two updates, and stays within these bounds.
@@ -106,8 +107,9 @@ def _energy_outside(units: Units, kept: Sequence[Tensor]) -> float:
     norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64) for p in parameters]
     scales = [1.0 if layer.scale is None else layer.scale.to(layer.device) for layer in units.layers]
     lost = [(m.masked_fill(k, 0.0).double() * s).square().sum() for m, k, s in zip(units.magnitudes, kept, scales)]
-    whole = sum(float(n) ** 2 for n in norms)
-    return sum(float(energy) for energy in lost) / whole if whole > 0 else 0.0
+    figures = read([*(n.square() for n in norms), *lost])
+    whole = sum(figures[: len(norms)])
+    return sum(figures[len(norms) :]) / whole if whole > 0 else 0.0
 
 
 def _pressed(magnitudes: Tensor, kept: Tensor, strength: float) -> Tensor:

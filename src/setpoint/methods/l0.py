@@ -14,6 +14,7 @@ from setpoint.functional.hard_concrete import hard_concrete, hard_concrete_open,
 from setpoint.methods.base import Method, Units, as_factors
 from setpoint.methods.draws import seeded
 from setpoint.methods.multiplier import ProportionalIntegral
+from setpoint.reading import read
 
 # Bounds of log alpha: gates that are quite open or shut can be learned back within a part of the run. What is counted
 # is open gates, not probabilities, so that a shut gate costs nothing at any bound.
@@ -87,7 +88,7 @@ class ConstrainedL0(Method):
         """By the gates, whatever the cost, which the gates have felt already; among equal ones by magnitude."""
         if not units.memory:
             return units.magnitudes
-        top = max(float(m.max()) for m in units.magnitudes) or 1.0
+        top = max(read([m.max() for m in units.magnitudes])) or 1.0
         return [
             a.double().sigmoid() * (1.0 + 1e-9 * m.double() / top) * c.sqrt()
             for a, m, c in zip(_apart(units, units.memory["log_alpha"]), units.magnitudes, units.costs)
@@ -191,4 +192,5 @@ def _spread(costs: Sequence[Tensor], units: Units, like: Tensor) -> Tensor:
     """
     if all(c.numel() == 1 for c in costs) and len({float(c) for c in costs}) == 1:
         return torch.full((), float(costs[0]), dtype=like.dtype, device=like.device)
-    return _together([c.expand(counts) for c, counts in zip(costs, _counts(units))], like)
+    row = torch.cat([c.expand(counts).flatten() for c, counts in zip(costs, _counts(units))])
+    return row.to(like.device, like.dtype, non_blocking=True)

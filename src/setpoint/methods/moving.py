@@ -18,6 +18,7 @@ from setpoint.methods.base import Units
 from setpoint.methods.draws import seeded
 from setpoint.methods.growth import plant
 from setpoint.methods.support import DrawnSupport, roots
+from setpoint.reading import beside, count, read
 
 Decay = Literal["cosine", "linear", "constant"]
 Begin = Literal["zero", "random"]
@@ -89,7 +90,7 @@ class MovingSupport(DrawnSupport):
         seen = units.memory["seen"]
         return {
             "moved": units.memory["moved"],
-            "covered": sum(int(s.sum()) for s in seen) / sum(s.numel() for s in seen),
+            "covered": count(seen) / sum(s.numel() for s in seen),
         }
 
     @abstractmethod
@@ -111,8 +112,8 @@ class MovingSupport(DrawnSupport):
                 generator = seeded(layer.device, self.seed, units.step, f"{layer.name} values")
                 random, warm = self.begin == "random", self.second_moment == "mean"
                 plant(layer, now & ~old, old, units.optimizer, generator, random=random, warm=warm)
-            new = sum(int((now & ~old).sum()) for now, old in zip(kept, before))
-            units.memory["moved"] = new / sum(int(now.sum()) for now in kept)
+            new = count(now & ~old for now, old in zip(kept, before))
+            units.memory["moved"] = new / count(kept)
             units.memory["seen"] = [seen.to(now.device) | now for seen, now in zip(units.memory["seen"], kept)]
         if self.replace_step:
             for part in (part for layer in units.layers for part in layer.parts):
@@ -121,16 +122,16 @@ class MovingSupport(DrawnSupport):
 
     def _survivors(self, units: Units, kept: Sequence[Tensor], prices: Sequence[Tensor]) -> list[Tensor] | None:
         """What is not dropped: all but the smallest units, by magnitude for their price. None if all survive."""
-        free = [(price <= 0).to(k.device) & k for price, k in zip(prices, kept)]
-        there = sum(int((k & ~f).sum()) for k, f in zip(kept, free))
-        outside = sum(int((~k).sum()) for k in kept)
+        free = [beside(price <= 0, k.device) & k for price, k in zip(prices, kept)]
+        there = count(k & ~f for k, f in zip(kept, free))
+        outside = count(~k for k in kept)
         # A hair more: 0.29 * 100 is below 29 in floating point.
         drop = min(int(self.fraction(units.progress) * there + 1e-9), outside)
         if drop == 0:
             self._warn(units, there, outside)
             return None
         ranks = [m.double() / root for m, root in zip(units.compared(None), roots(units, prices))]
-        top = max(float(rank.max()) for rank in ranks if rank.numel()) or 1.0
+        top = max(read([rank.max() for rank in ranks if rank.numel()])) or 1.0
         # What stays comes before all that does not, though it may be zero itself.
         ranks = [torch.where(k & ~f, rank / top + 1e-30, 0.0) for rank, k, f in zip(ranks, kept, free)]
         return [s | f for s, f in zip(project_budget(ranks, there - drop), free)]
@@ -140,10 +141,10 @@ class MovingSupport(DrawnSupport):
     ) -> list[Tensor]:
         """The survivors, and of the other units the most wanted that the budget has room for."""
         scores = []
-        for layer, wanted, k, s, root in zip(
-            units.layers, self._wanted(units, prices), kept, survivors, roots(units, prices)
-        ):
-            if not bool((wanted > 0).all()):
+        pull = self._wanted(units, prices)
+        least = read([wanted.min() if wanted.numel() else wanted.new_ones(()) for wanted in pull])
+        for layer, low, wanted, k, s, root in zip(units.layers, least, pull, kept, survivors, roots(units, prices)):
+            if not low > 0:
                 wanted = torch.where(wanted > 0, wanted, _UNWANTED * self._random(units, layer))
             if not self.regrow:
                 wanted = torch.where(k, _DROPPED * wanted, wanted)

@@ -11,6 +11,7 @@ from torch import Tensor
 from setpoint.methods.base import Units
 from setpoint.methods.moving import MovingSupport
 from setpoint.methods.support import roots
+from setpoint.reading import read
 
 
 @dataclass(frozen=True)
@@ -29,5 +30,5 @@ class RigL(MovingSupport):
 
     def _wanted(self, units: Units, prices: Sequence[Tensor]) -> Sequence[Tensor]:
         pulls = [g.double() / root for g, root in zip(units.gradients, roots(units, prices))]
-        top = max(float(pull.max()) for pull in pulls if pull.numel())
+        top = max(read([pull.max() for pull in pulls if pull.numel()]))
         return [pull / (top or 1.0) for pull in pulls]

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from setpoint.budget import Schedule, Target, Timeline
 from setpoint.methods.base import Method, Units, as_factors
 from setpoint.methods.draws import seeded
+from setpoint.reading import beside
 from setpoint.units import Layer
 
 Initial = Literal["random", "magnitude"]
@@ -86,5 +87,5 @@ class DrawnSupport(Method):
 
 def roots(units: Units, prices: Sequence[Tensor]) -> list[Tensor]:
     """Square roots of prices, by which a cut divides scores; 1 for what costs nothing and stays in any case."""
-    placed = [price.to(layer.device) for price, layer in zip(prices, units.layers)]
-    return [price.masked_fill(price <= 0, 1.0).sqrt() for price in placed]
+    there = [beside(price, layer.device) for price, layer in zip(prices, units.layers)]
+    return [price.masked_fill(price <= 0, 1.0).sqrt() for price in there]
