@@ -124,7 +124,7 @@ MAGNITUDES = [m.abs() for m in draw((3_000,), (40, 50), (7, 3))]
 
 
 @pytest.mark.parametrize(
-    "budget, floors",
+    ("budget", "floors"),
     [*((b, None) for b in (1, 40, 2_000, 4_900)), (40, [1, 1, 1]), (40, [0, 0, 10]), (4_900, [1, 1, 1])],
 )
 @pytest.mark.usefixtures("size")
