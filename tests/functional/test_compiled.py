@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from setpoint.functional import compiled, project_gsp
-from setpoint.functional.gsp import WarmStart, mean_hoyer
+from setpoint.functional import WarmStart, compiled, project_gsp
+from setpoint.functional.gsp import mean_hoyer
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba (the extra fast)")
 

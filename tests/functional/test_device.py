@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pretend import DEVICE, pretended_device
-from setpoint.functional import device, project_budget, project_gsp, prox_group_envelope
+from setpoint.functional import WarmStart, device, project_budget, project_gsp, prox_group_envelope
 from setpoint.functional.budget_widths import project_widths
 from setpoint.functional.device import transfer
 from setpoint.functional.device.segments import Segments
-from setpoint.functional.gsp import WarmStart, mean_hoyer
+from setpoint.functional.gsp import mean_hoyer
 
 
 @pytest.fixture(autouse=True)

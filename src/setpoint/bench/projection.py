@@ -15,7 +15,7 @@ from setpoint.bench.inputs import Weights
 from setpoint.bench.references import PASS, pass_over, thresholds
 from setpoint.bench.work import Pace, Row, Work, in_turns
 from setpoint.functional import project_budget, project_gsp
-from setpoint.functional.gsp import WarmStart
+from setpoint.functional.gsp_fast import WarmStart
 from setpoint.units import Layout, Partition, partition
 
 SPARSITY = 0.9

@@ -3,7 +3,8 @@
 from setpoint.functional.budget import project_budget
 from setpoint.functional.envelope import group_envelope
 from setpoint.functional.envelope_prox import prox_group_envelope
-from setpoint.functional.gsp import WarmStart, project_gsp
+from setpoint.functional.gsp import project_gsp
+from setpoint.functional.gsp_fast import WarmStart
 from setpoint.functional.hard_concrete import hard_concrete, hard_concrete_open
 from setpoint.functional.hoyer import group_hoyer_square, hoyer, hoyer_square
 from setpoint.functional.root import Root, monotone_root

@@ -10,37 +10,19 @@ and answers `sign(x_i) (a_i'u_i) u_i`. One multiplier mu decides all: `u_i` is p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from setpoint.functional.compiled import new_like, single, usable
-from setpoint.functional.device import on_one
+from setpoint.functional.compiled import new_like
+from setpoint.functional.gsp_fast import WarmStart, project_fast, solved_fast
 from setpoint.functional.gsp_vectors import TIE, Vectors
 from setpoint.functional.root import monotone_root
 
-if TYPE_CHECKING:
-    from setpoint.functional.device.gsp import DeviceVectors
-    from setpoint.functional.gsp_large import LargeVectors
-
 # Accepted error in the average sparsity.
 _TOLERANCE = 1e-10
-
-
-@dataclass
-class WarmStart:
-    """Where a projection begins to search: at the multiplier that the last one of nearly the same vectors found.
-
-    Give the same one to every projection of a run; each reads it and leaves its own.
-
-    Attributes:
-        multiplier: the mu of the last projection.
-    """
-
-    multiplier: float | None = None
 
 
 @overload
@@ -110,7 +92,7 @@ def project_gsp(
         raise ValueError(f"{len(spread)} tensors of weights were given for {len(tensors)} tensors of vectors")
     matrices = [_as_matrix(tensor, i) for i, tensor in enumerate(tensors)]
     results = _results(tensors, out)
-    done = spread is None and _project_large(matrices, sparsity, scale_invariant, warm, results)
+    done = spread is None and project_fast(matrices, sparsity, scale_invariant, warm, results)
     if not done:
         rows = [_magnitudes(matrix, i) for i, matrix in enumerate(matrices)]
         weighting = None if spread is None else [_weight_rows(w, t, i) for i, (w, t) in enumerate(zip(spread, tensors))]
@@ -146,56 +128,10 @@ def gsp_factors(
     Returns:
         A matrix of factors for each matrix, in float64 or the matrix's own dtype; None where its rows stay as they are.
     """
-    if weights is None and (large := _solved_large(rows, sparsity, scale_invariant, warm)) is not None:
-        written = large.write(relative=True)
+    if weights is None and (found := solved_fast(rows, sparsity, scale_invariant, warm)) is not None:
+        written = found.write(relative=True)
         return [written.get(i) for i in range(len(rows))]
     return _factors(rows, sparsity, weights, scale_invariant, warm)
-
-
-def _project_large(
-    matrices: Sequence[Tensor],
-    sparsity: float,
-    scale_invariant: bool,
-    warm: WarmStart | None,
-    results: Sequence[Tensor],
-) -> bool:
-    """Write the projection by compiled kernels or on a GPU, where these apply."""
-    large = _solved_large(matrices, sparsity, scale_invariant, warm)
-    if large is None:
-        return False
-    fits = [r.is_contiguous() and r.dtype in (torch.float32, torch.float64) for r in results]
-    into = [r.reshape(m.shape) if fit else None for r, m, fit in zip(results, matrices, fits)]
-    written = large.write(relative=False, into=into)
-    for i, (result, matrix) in enumerate(zip(results, matrices)):
-        if into[i] is None or i not in written:
-            result.copy_(written.get(i, matrix).reshape(result.shape))
-    return True
-
-
-def _solved_large(
-    matrices: Sequence[Tensor], sparsity: float, scale_invariant: bool, warm: WarmStart | None
-) -> LargeVectors | DeviceVectors | None:
-    """The vectors for the kernels or on a GPU, with their multiplier; None where neither applies."""
-    taking_part = {i: matrix for i, matrix in enumerate(matrices) if len(matrix) and matrix.shape[1] > 1}
-    large = None if sparsity == 1.0 else _prepared(taking_part, scale_invariant)
-    if large is None or not large.solve(sparsity, None if warm is None else warm.multiplier):
-        return None
-    if warm is not None and large.multiplier is not None:
-        warm.multiplier = large.multiplier
-    return large
-
-
-def _prepared(matrices: Mapping[int, Tensor], scale_invariant: bool) -> LargeVectors | DeviceVectors | None:
-    if on_one(list(matrices.values())):
-        from setpoint.functional.device.gsp import DeviceVectors
-
-        return DeviceVectors(matrices, scale_invariant)
-    if not usable(list(matrices.values())):
-        return None
-    from setpoint.functional.gsp_large import LargeVectors
-
-    large = LargeVectors({i: single(matrix).contiguous() for i, matrix in matrices.items()}, scale_invariant)
-    return large if large.readable else None
 
 
 def _factors(

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from setpoint.budget import Target
-from setpoint.functional.gsp import WarmStart, gsp_factors, mean_hoyer
+from setpoint.functional.gsp import gsp_factors, mean_hoyer
+from setpoint.functional.gsp_fast import WarmStart
 from setpoint.methods.base import Method, Units, as_factors, check_weights
 from setpoint.reading import placed
 from setpoint.units import Layer, Partition, VectorKind
