@@ -217,3 +217,32 @@ def test_the_pretended_device_counts_and_refuses():
             x + torch.ones(4)
         x.add_(1.0)
         assert x.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["layers", "rows", "of all kinds", "float64"])
+def test_a_gpu_itself(name, monkeypatch, recwarn):
+    monkeypatch.setattr(device, "TYPES", {"cuda"})
+    monkeypatch.setattr(transfer, "FEW", -1)
+    vectors = SETS[name]
+    given = [v.cuda() for v in vectors]
+    magnitudes = [v.abs() for v in vectors]
+    room = sum(v.numel() for v in vectors) // 10
+    works = {
+        "project_gsp": lambda v, m: project_gsp(v, 0.9),
+        "project_budget": lambda v, m: project_budget(m, room),
+        "prox_group_envelope": lambda v, m: prox_group_envelope(m, room, 0.2),
+    }
+    waits = {}
+    for work, function in works.items():
+        on_gpu = [m.cuda() for m in magnitudes]
+        recwarn.clear()
+        torch.cuda.set_sync_debug_mode("warn")
+        found = function(given, on_gpu)
+        torch.cuda.set_sync_debug_mode("default")
+        waits[work] = len(recwarn)
+        for one, other in zip(found, function(vectors, magnitudes)):
+            assert one.is_cuda
+            torch.testing.assert_close(one.cpu().double(), other.double(), rtol=1e-6, atol=1e-7)
+    assert waits["project_gsp"] <= 2
+    assert waits["project_budget"] == 1
