@@ -56,10 +56,10 @@ def _beside(value: Tensor | float, like: Tensor, name: str, position: int) -> Te
 
 
 def as_number(value: Tensor | float) -> float | None:
-    """A single number that the CPU knows."""
-    if isinstance(value, Tensor) and (value.ndim or value.device.type != "cpu"):
-        return None
-    return float(value)
+    """A single number that the CPU knows; None for anything else."""
+    if isinstance(value, Tensor):
+        return float(value) if value.ndim == 0 and value.device.type == "cpu" else None
+    return float(value) if isinstance(value, float | int) else None
 
 
 def common_number(values: PerTensor, tensors: Sequence[Tensor]) -> float | None:
