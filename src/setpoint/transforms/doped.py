@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from setpoint.transforms.factorized import multiplied
 from setpoint.transforms.initialise import fresh_copy
-from setpoint.transforms.layers import folded, pointwise, resized, weight_and_bias
+from setpoint.transforms.layers import fans, folded, pointwise, resized, weight_and_bias
 
 
 class Doped(nn.Module):
@@ -37,6 +40,16 @@ class Doped(nn.Module):
     def sparse(self) -> list[str]:
         """Names of the weights that are to be sparse."""
         return ["layer.weight"]
+
+    def deviations(self, gain: float, densities: Mapping[str, float]) -> dict[str, float]:
+        """The product begins with what the mask takes of the layer's variance (`setpoint.transforms.variance`)."""
+        fan_in, rank = fans(self.layer)[0], fans(self.v)[0]
+        gone = 1.0 - densities.get("layer.weight", 1.0)
+        return {
+            "layer.weight": math.sqrt(gain / fan_in),
+            "u.weight": math.sqrt(1.0 / fan_in),
+            "v.weight": math.sqrt(gain * gone / rank),
+        }
 
     @torch.no_grad()
     def fold(self) -> nn.Module:

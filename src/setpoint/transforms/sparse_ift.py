@@ -18,6 +18,7 @@ from setpoint.transforms.result import SparseIFT, SparseLayer
 from setpoint.transforms.sizes import exact_sparsity, parallel_branches
 from setpoint.transforms.solver import iso_flop_counts
 from setpoint.transforms.swap import swap
+from setpoint.transforms.variance import keep_variance
 from setpoint.transforms.wide import Initialise, widen
 from setpoint.units import Patterns, unwrap
 
@@ -65,8 +66,10 @@ def sparse_ift(
         exclude: globs on the same names: layers that stay dense, and whose outputs do not grow.
         initialise: the new weights. `"fresh"`: modules with new sizes, and those that they lie in, draw by their own
             `reset_parameters`; what was one value all over keeps it; parameters that no module draws are normal with
-            their old mean and deviation. A function is called with the model after that. `"grow"`, of `"wide"`
-            only: units are repeated so that the model computes what the dense one does.
+            their old mean and deviation. The weights of sparse layers that no batch norm follows are then scaled to
+            the variance that the dense ones begin with (`setpoint.transforms.variance`). A function is called with the
+            model instead of that. `"grow"`, of `"wide"` only: units are repeated so that the model computes what the
+            dense one does.
         middle: of `"factorized"`, what comes between the two layers: `"linear"`, `"norm"` or `"norm-relu"`.
 
     Raises:
@@ -87,7 +90,10 @@ def sparse_ift(
     if callable(initialise):
         initialise(made)
     setattr(made, MARK, kind)
-    return _balanced(made, kind, sparsity, inputs, names, left, dense, sum(flops.values()) + between, flow.shapes)
+    result = _balanced(made, kind, sparsity, inputs, names, left, dense, sum(flops.values()) + between, flow.shapes)
+    if initialise == "fresh":
+        keep_variance(made, dense, result.layers, flow.norms)
+    return result
 
 
 def _check(model: nn.Module, kind: str, sparsity: float, initialise: Initialise, middle: str) -> None:
