@@ -31,7 +31,9 @@ SPARSITY = 0.75
 # Narrow enough that the data hold more than the model can learn.
 SETTINGS: dict[str, dict[str, Any]] = {
     "resnet20": {"data": "cifar10", "width": 0.5, "epochs": 8, "precision": "bfloat16"},
-    "gpt": {"data": "tinyshakespeare", "width": 0.5, "epochs": 6},
+    # The learning rate that is best for the dense twin: on validation bytes 1.82 nats at 0.001, 1.66 at 0.003 and 1.70 at
+    # 0.006.
+    "gpt": {"data": "tinyshakespeare", "width": 0.5, "epochs": 6, "lr": 3e-3},
 }
 
 
@@ -106,7 +108,7 @@ def collect(args: argparse.Namespace) -> None:
     for path in sorted(args.runs.glob(f"transforms-{args.model}-*/report.json")):
         kind, method, seed = path.parent.name.removeprefix(f"transforms-{args.model}-").split("-")
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["config"]["epochs"] == SETTINGS[args.model]["epochs"]:
+        if all(result["config"][name] == value for name, value in SETTINGS[args.model].items()):
             found.append({"kind": kind, "mask": method, "seed": int(seed), **result})
     if found:
         data = SETTINGS[args.model]["data"]
