@@ -134,3 +134,60 @@ def test_the_layers_of_a_transformer_begin_alike():
                 width = next(p for p in new.parameters() if p.ndim > 1).shape[1]
                 wanted = before.weight.shape[1] * float(before.weight.detach().square().mean())
                 assert loudness(new, torch.randn(4_000, width)) == pytest.approx(wanted, rel=0.2), (kind, name)
+
+
+def moved(layer, masks, inputs):
+    """How far one step of Adam, with a gradient of one sign and the layer's rates, moves its outputs."""
+    with torch.no_grad():
+        before = layer(inputs)
+        for name, parameter in layer.named_parameters():
+            if parameter.ndim > 1:
+                rate, mask = masks[name]
+                parameter.add_(1e-6 * rate * mask)
+        return float((layer(inputs) - before).double().mean())
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.75, 0.9])
+@pytest.mark.parametrize("kind", ["wide", "parallel"])
+def test_a_step_of_adam_moves_an_output_as_far_as_the_dense_layers(kind, sparsity):
+    result = made(Drawn(), kind, sparsity)
+    model = masked(result)
+    layer = model.layers[1]
+    width = next(p for p in layer.parameters() if p.ndim > 1).shape[1]
+    masks = {
+        name: (result.rates[f"layers.1.{name}"], parameter != 0)
+        for name, parameter in layer.named_parameters()
+        if parameter.ndim > 1
+    }
+    assert moved(layer.double(), masks, torch.ones(1, width).double()) == pytest.approx(1e-6 * 96, rel=0.02)
+
+
+def test_rates_of_two_layers_in_place_of_one():
+    factorized, doped = made(Drawn(), "factorized"), made(Drawn(), "doped")
+    densities = {layer.name: layer.kept / layer.entries for layer in (*factorized.layers, *doped.layers)}
+    inner = factorized.model.layers[1].u.out_features
+    assert factorized.rates["layers.1.u.weight"] == pytest.approx(1 / densities["layers.1.u.weight"])
+    assert factorized.rates["layers.1.v.weight"] == pytest.approx(96 / (inner * densities["layers.1.v.weight"]))
+    rank = doped.model.layers[1].u.out_features
+    assert doped.rates["layers.1.layer.weight"] == pytest.approx(1.0)
+    assert doped.rates["layers.1.u.weight"] == pytest.approx(1.0)
+    assert doped.rates["layers.1.v.weight"] == pytest.approx((1 - densities["layers.1.layer.weight"]) * 96 / rank)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameter_groups_hold_every_parameter_once_and_the_same_decay(kind):
+    result = made(Drawn(), kind)
+    groups = result.parameter_groups(1e-3, weight_decay=0.1)
+    held = [p for group in groups for p in group["params"]]
+    assert len(held) == len(set(held)) == len(list(result.model.parameters()))
+    names = {p: name for name, p in result.model.named_parameters()}
+    for group in groups:
+        for p in group["params"]:
+            assert group["lr"] == pytest.approx(1e-3 * result.rates.get(names[p], 1.0))
+            assert group["lr"] * group["weight_decay"] == pytest.approx(1e-4 if p.ndim > 1 else 0.0)
+    torch.optim.AdamW(groups)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_need_no_rates(kind):
+    assert not made(build_model("resnet20", shape=(3, 16, 16), classes=10, width=0.5), kind).rates

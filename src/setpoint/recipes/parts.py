@@ -73,7 +73,7 @@ def build_parts(config: TrainConfig, dataset: Dataset, *, sparse: bool) -> Parts
         augment=config.augment,
         device=config.device,
     )
-    optimizer = _optimizer(config, model)
+    optimizer = _optimizer(config, model, transform)
     steps = config.epochs * len(train)
     sparsifier = _sparsifier(config, model, optimizer, steps, dataset.shape, transform) if sparse else None
     factor = partial(_cosine, steps) if config.lr_schedule == "cosine" else _constant
@@ -128,7 +128,7 @@ def _transform(config: TrainConfig, model: nn.Module, shape: tuple[int, ...]) ->
         )
 
 
-def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
+def _optimizer(config: TrainConfig, model: nn.Module, transform: SparseIFT | None) -> Optimizer:
     parameters = list(model.parameters())
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -137,6 +137,8 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     lr = float(config.lr or 0.0)
     if config.optimizer == "sgd":
         return SGD(groups, lr=lr, momentum=config.momentum or 0.0)
+    if transform is not None and transform.rates:
+        groups = transform.parameter_groups(lr, float(config.weight_decay or 0.0))
     return (Adam if config.optimizer == "adam" else AdamW)(groups, lr=lr)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from setpoint.transforms.factorized import multiplied
 from setpoint.transforms.initialise import fresh_copy
-from setpoint.transforms.layers import fans, folded, pointwise, resized, weight_and_bias
+from setpoint.transforms.layers import Portion, fans, folded, pointwise, resized, weight_and_bias
 
 
 class Doped(nn.Module):
@@ -41,14 +40,13 @@ class Doped(nn.Module):
         """Names of the weights that are to be sparse."""
         return ["layer.weight"]
 
-    def deviations(self, gain: float, densities: Mapping[str, float]) -> dict[str, float]:
-        """The product begins with what the mask takes of the layer's variance (`setpoint.transforms.variance`)."""
-        fan_in, rank = fans(self.layer)[0], fans(self.v)[0]
-        gone = 1.0 - densities.get("layer.weight", 1.0)
+    def portions(self, densities: Mapping[str, float]) -> dict[str, Portion]:
+        """The product makes the part of the output that the mask takes of the layer."""
+        fan_in, rank, stays = fans(self.layer)[0], fans(self.v)[0], densities.get("layer.weight", 1.0)
         return {
-            "layer.weight": math.sqrt(gain / fan_in),
-            "u.weight": math.sqrt(1.0 / fan_in),
-            "v.weight": math.sqrt(gain * gone / rank),
+            "layer.weight": Portion(stays, fan_in * stays),
+            "u.weight": Portion(1.0, fan_in, inner=True),
+            "v.weight": Portion(1.0 - stays, rank),
         }
 
     @torch.no_grad()

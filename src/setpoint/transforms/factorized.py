@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from setpoint.transforms.layers import after_norm, fans, folded, pointwise, resized, weight_and_bias
+from setpoint.transforms.layers import Portion, after_norm, fans, folded, pointwise, resized, weight_and_bias
 
 Middle = Literal["linear", "norm", "norm-relu"]
 
@@ -51,11 +50,10 @@ class Factorized(nn.Module):
         """Names of the weights that are to be sparse."""
         return ["u.weight", "v.weight"]
 
-    def deviations(self, gain: float, densities: Mapping[str, float]) -> dict[str, float]:
-        """u keeps the variance of its inputs, v makes that of the layer (`setpoint.transforms.variance`)."""
-        entries = {"u.weight": fans(self.u)[0], "v.weight": fans(self.v)[0]}
-        gains = {"u.weight": 1.0, "v.weight": gain}
-        return {name: math.sqrt(gains[name] / (n * densities.get(name, 1.0))) for name, n in entries.items()}
+    def portions(self, densities: Mapping[str, float]) -> dict[str, Portion]:
+        """v makes the output of what u hands on."""
+        entries = {name: fans(self.get_submodule(name[0]))[0] * densities.get(name, 1.0) for name in self.sparse}
+        return {name: Portion(1.0, n, inner=name == "u.weight") for name, n in entries.items()}
 
     @torch.no_grad()
     def fold(self) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -9,6 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What a weight has to do with the output of the layer that it is a part of.
+
+    Attributes:
+        share: how much of the output it makes.
+        entries: how many inputs each of its outputs adds up, those that a mask leaves.
+        inner: whether it makes what another weight reads, rather than the output.
+    """
+
+    share: float
+    entries: float
+    inner: bool = False
+
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from setpoint.transforms.initialise import fresh_copy
-from setpoint.transforms.layers import after_norm, fans, folded, weight_and_bias
+from setpoint.transforms.layers import Portion, after_norm, fans, folded, weight_and_bias
 
 
 class Parallel(nn.Module):
@@ -43,11 +42,10 @@ class Parallel(nn.Module):
         """Names of the weights that are to be sparse."""
         return [f"branches.{i}.0.weight" for i in range(len(self.branches))]
 
-    def deviations(self, gain: float, densities: Mapping[str, float]) -> dict[str, float]:
-        """Every branch begins with the same part of the variance (`setpoint.transforms.variance`)."""
-        fan_in = fans(next(self.branches[0].children()))[0]
-        share = gain / (len(self.branches) * fan_in)
-        return {name: math.sqrt(share / densities.get(name, 1.0)) for name in self.sparse}
+    def portions(self, densities: Mapping[str, float]) -> dict[str, Portion]:
+        """Every branch makes the same part of the output."""
+        fan_in, share = fans(next(self.branches[0].children()))[0], 1.0 / len(self.branches)
+        return {name: Portion(share, fan_in * densities.get(name, 1.0)) for name in self.sparse}
 
     @torch.no_grad()
     def fold(self) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -58,6 +58,8 @@ class SparseIFT:
         fixed_flops: operations of the model that are not those of sparse weights.
         dense_parameters: entries of all the dense twin's parameters.
         parameters: entries of all the model's parameters, as they are stored.
+        rates: by the names of weights, what Adam's learning rate is multiplied by so that an output moves as far in a
+            step as the dense layer's does (`setpoint.transforms.variance`); those that are not named keep theirs.
     """
 
     kind: str
@@ -69,6 +71,27 @@ class SparseIFT:
     fixed_flops: int
     dense_parameters: int
     parameters: int
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """The model's parameters for Adam, AdamW and their like, with the learning rates of `rates`.
+
+        For optimizers whose step has the size of the learning rate, whatever the gradient's is. What a step takes off
+        a weight by `weight_decay` stays the same, as in AdamW it is multiplied by the learning rate.
+
+        Args:
+            lr: of the dense model.
+            weight_decay: likewise; of tensors of two and more dimensions, none for biases and norms.
+
+        Returns:
+            Groups to build the optimizer with.
+        """
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            factor = self.rates.get(name, 1.0)
+            decay = weight_decay / factor if parameter.ndim >= 2 else 0.0
+            groups.setdefault((lr * factor, decay), []).append(parameter)
+        return [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
 
     @property
     def target(self) -> Target:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from setpoint.transforms.result import SparseIFT, SparseLayer
 from setpoint.transforms.sizes import exact_sparsity, parallel_branches
 from setpoint.transforms.solver import iso_flop_counts
 from setpoint.transforms.swap import swap
-from setpoint.transforms.variance import keep_variance
+from setpoint.transforms.variance import keep_variance, rate_factors
 from setpoint.transforms.wide import Initialise, widen
 from setpoint.units import Patterns, unwrap
 
@@ -93,7 +94,7 @@ def sparse_ift(
     result = _balanced(made, kind, sparsity, inputs, names, left, dense, sum(flops.values()) + between, flow.shapes)
     if initialise == "fresh":
         keep_variance(made, dense, result.layers, flow.norms)
-    return result
+    return replace(result, rates=rate_factors(made, dense, result.layers, flow.norms))
 
 
 def _check(model: nn.Module, kind: str, sparsity: float, initialise: Initialise, middle: str) -> None:

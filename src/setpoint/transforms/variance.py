@@ -1,21 +1,26 @@
-"""First weights that make a sparse layer begin as loud as the dense one did.
+"""First weights and learning rates with which a sparse layer begins, and goes on, as the dense one would.
 
-A mask takes part of what a layer adds up, and layers one behind another multiply their deviations. So the weights that
-the modules drew are scaled: with inputs of variance 1, every layer begins with the variance `I sigma^2` that the dense
-one begins with, of its fan-in I and the deviation sigma that its model draws it with. A layer whose output a batch norm
-takes is left as it was drawn, since the norm divides its scale out.
+A mask takes part of what a layer adds up, and layers one behind another multiply their deviations. So
 
-The paper's code draws as for dense layers. Scaling by the entries that are left is due to U. Evci, Y. Ioannou, C.
-Keskin, Y. Dauphin, "Gradient flow in sparse neural networks and how lottery tickets win", AAAI 2022; the deviations of
-sparse layers that keep a training recipe's meaning, to N. Dey, S. Bergsma, J. Hestness, "Sparse maximal update
-parameterization", NeurIPS 2024.
+- the weights that the modules drew are scaled: with inputs of variance 1, every layer begins with the variance
+  `I sigma^2` that the dense one begins with, of its fan-in I and the deviation sigma that its model draws it with;
+- a step of Adam, which moves every entry equally far, moves an output by as much as there are entries to add up. To
+  move it as far as the dense layer's, the learning rate is multiplied by I and divided by the entries that are left.
+
+A layer whose output a batch norm takes is left as it was drawn, since the norm divides its scale out.
+
+The paper's code draws and steps as for dense layers. Sources: U. Evci, Y. Ioannou, C. Keskin, Y. Dauphin, "Gradient
+flow in sparse neural networks and how lottery tickets win", AAAI 2022, for weights scaled by the entries that are left;
+N. Dey, S. Bergsma, J. Hestness, "Sparse maximal update parameterization", NeurIPS 2024, for both over width and
+sparsity.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from setpoint.transforms.initialise import draw_anew, how_drawn
-from setpoint.transforms.layers import fans, is_replaceable
+from setpoint.transforms.layers import Portion, fans, is_replaceable
 from setpoint.transforms.result import SparseLayer
 
 
@@ -31,14 +36,23 @@ from setpoint.transforms.result import SparseLayer
 class Composed(Protocol):
     """A module that stands for a layer."""
 
-    def deviations(self, gain: float, densities: Mapping[str, float]) -> dict[str, float]:
-        """What deviations its weights begin with, by their names in it.
+    def portions(self, densities: Mapping[str, float]) -> dict[str, Portion]:
+        """Of its weights, by their names in it.
 
         Args:
-            gain: the variance of its output for inputs of variance 1.
-            densities: by the names of its weights, what part of each stays.
+            densities: by the names of weights, what part of each stays; all of others.
         """
         ...
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A weight of the larger model, and the weight of the dense one that it stands for with others."""
+
+    name: str
+    dense: str
+    fan_in: int
+    portion: Portion
 
 
 @torch.no_grad()
@@ -56,23 +70,41 @@ def keep_variance(
     if any(p.is_meta for p in dense.parameters()):
         return
     drawn = _first_deviations(dense)
+    for found in _found(made, dense, layers, followed):
+        gain = 1.0 if found.portion.inner else found.portion.share * found.fan_in * drawn[found.dense] ** 2
+        _scale(made.get_parameter(found.name), math.sqrt(gain / found.portion.entries))
+
+
+def rate_factors(
+    made: nn.Module, dense: nn.Module, layers: Sequence[SparseLayer], followed: Mapping[str, str]
+) -> dict[str, float]:
+    """By the names of weights, what Adam's learning rate is to be multiplied by; 1 for all others.
+
+    Args:
+        made, dense, layers, followed: as in `keep_variance`.
+    """
+    found = _found(made, dense, layers, followed)
+    return {f.name: f.portion.share * f.fan_in / f.portion.entries for f in found if f.portion.share > 0.0}
+
+
+def _found(
+    made: nn.Module, dense: nn.Module, layers: Sequence[SparseLayer], followed: Mapping[str, str]
+) -> Iterator[_Found]:
     densities = {layer.name: layer.kept / layer.entries for layer in layers}
     composed = tuple(f"{path}." for path, module in made.named_modules() if isinstance(module, Composed))
     for path, module in made.named_modules():
         if path in followed or path.startswith(composed):
             continue
         name = f"{path}.weight".removeprefix(".")
-        own = {n.removeprefix(f"{path}."): d for n, d in densities.items() if n.startswith(f"{path}.")}
         if isinstance(module, Composed):
-            gain = _fan_in(dense.get_submodule(path)) * drawn[name] ** 2
-            wanted = module.deviations(gain, own)
+            own = {n.removeprefix(f"{path}."): d for n, d in densities.items() if n.startswith(f"{path}.")}
+            portions = {f"{path}.{key}": portion for key, portion in module.portions(own).items()}
         elif name in densities and (isinstance(module, _ConvNd) or is_replaceable(module)):
-            gain = _fan_in(dense.get_submodule(path)) * drawn[name] ** 2
-            wanted = {"weight": math.sqrt(gain / (_fan_in(module) * densities[name]))}
+            portions = {name: Portion(1.0, fans(module)[0] * densities[name])}
         else:
             continue
-        for key, deviation in wanted.items():
-            _scale(module.get_parameter(key), deviation)
+        fan_in = fans(dense.get_submodule(path))[0]
+        yield from (_Found(key, name, fan_in, portion) for key, portion in portions.items())
 
 
 def _first_deviations(dense: nn.Module) -> dict[str, float]:
@@ -82,10 +114,6 @@ def _first_deviations(dense: nn.Module) -> dict[str, float]:
         draw_anew(fresh, [name for name, _ in fresh.named_parameters() if name in drawn], drawn)
     first = how_drawn(fresh)
     return {name: first[name].deviation for name, _ in fresh.named_parameters(remove_duplicate=False) if name in first}
-
-
-def _fan_in(layer: nn.Module) -> int:
-    return fans(layer)[0]
 
 
 def _scale(weight: Tensor, deviation: float) -> None:
