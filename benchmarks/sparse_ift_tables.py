@@ -55,7 +55,8 @@ def _page(model: str, runs: Sequence[Run], name: str) -> list[str]:
         f"# {DATA[config['data']]}, {MODELS[model]} of width {config['width']:g}: larger sparse layers",
         "",
         f"Test {measure.name}, mean (least-greatest) of the seeds; {config['epochs']} epochs, training in "
-        f"{config['precision']}, the recipe of all runs is the dense twin's. Layers are made larger for a sparsity of "
+        f"{config['precision']}, the recipe of all runs is the dense twin's{_rates(config)}. "
+        "Layers are made larger for a sparsity of "
         f"{100 * config['transform_sparsity']:g} % and keep the operations of the dense model. The epoch is chosen on "
         "validation examples. `difference`: to the dense twins of the same seeds, a positive number is better. "
         "`operations`: on kernels that skip zeros, and `stored`: what dense kernels compute, as multiples of the dense "
@@ -71,6 +72,11 @@ def _page(model: str, runs: Sequence[Run], name: str) -> list[str]:
             if own:
                 lines.append(_row(own, twins, measure))
     return [*lines, "", f"![Test {measure.name}]({name}.png)", "", "## Published figures", "", *_spaced(_PUBLISHED)]
+
+
+def _rates(config: Mapping[str, Any]) -> str:
+    scaled = config["optimizer"] in ("adam", "adamw")
+    return ", but that Adam's learning rates are scaled for the entries that masks leave" if scaled else ""
 
 
 def _row(own: Sequence[Run], twins: Mapping[int, float], measure: Measure) -> str:
