@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from setpoint.budget import Budget, Cost, Phase
+from setpoint.reading import count
 from setpoint.units import Layer
 
 
@@ -43,7 +43,7 @@ class LayerReport:
     def of(cls, layer: Layer, kept: Tensor, requested: float | None) -> LayerReport:
         """Count in the parameter as it is now; `kept` says which units are left."""
         parameters = {part.name: part.parameter for part in layer.parts}  # which units may lie along two axes of
-        left = sum(int(torch.count_nonzero(parameter)) for parameter in parameters.values())
+        left = count(parameters.values())
         entries = sum(parameter.numel() for parameter in parameters.values())
         gone = tuple(name for name, stays in zip(layer.names, kept.flatten().tolist()) if not stays)
         return cls(

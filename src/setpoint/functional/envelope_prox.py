@@ -19,10 +19,13 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from setpoint.functional.device import in_a_row, on_one
+from setpoint.functional.device import in_a_row, on_one, parted
 from setpoint.functional.device.transfer import few_on_one
 from setpoint.functional.envelope import Groups
 from setpoint.functional.ragged import PerTensor, as_list, beside_row, per_tensor
+
+# Costs, weights and metric.
+_Beside = tuple[PerTensor, PerTensor, PerTensor]
 
 # Slack on the largest strength of the de-biased map, for strengths computed as a quotient.
 _SLACK = 1e-12
@@ -106,21 +109,13 @@ def prox_group_envelope(
     if few_on_one(tensors) or (len(tensors) > 1 and on_one(tensors)):
         # What is wrong with them is told below, where they have their own places.
         with suppress(ValueError):
-            shaped = _in_a_row(tensors, budget, strength, costs, weights, metric, debias)
+            shaped = _in_a_row(tensors, budget, strength, (costs, weights, metric), debias)
     if shaped is None:
-        shaped = _apart(magnitudes, budget, strength, costs, weights, metric, debias)
+        shaped = _apart(magnitudes, budget, strength, (costs, weights, metric), debias)
     return shaped[0] if isinstance(magnitudes, Tensor) else shaped
 
 
-def _in_a_row(
-    tensors: Sequence[Tensor],
-    budget: float,
-    strength: float,
-    costs: PerTensor,
-    weights: PerTensor,
-    metric: PerTensor,
-    debias: bool,
-) -> list[Tensor]:
+def _in_a_row(tensors: Sequence[Tensor], budget: float, strength: float, beside: _Beside, debias: bool) -> list[Tensor]:
     """The factors, computed as those of one tensor; of few groups on the CPU."""
     device = tensors[0].device
     near = torch.device("cpu") if few_on_one(tensors) else device
@@ -130,21 +125,15 @@ def _in_a_row(
         return row.to(near) if isinstance(row, Tensor) else row
 
     row = in_a_row(tensors).to(near)
-    (factors,) = _apart(row, budget, strength, placed(costs), placed(weights), placed(metric), debias)
-    factors = factors.to(device, non_blocking=True)
-    parts = torch.split(factors, [m.numel() for m in tensors])
-    return [_as_of(part.view(m.shape), m) for part, m in zip(parts, tensors)]
+    costs, weights, metric = beside
+    (factors,) = _apart(row, budget, strength, (placed(costs), placed(weights), placed(metric)), debias)
+    return [_as_of(part, m) for part, m in zip(parted(factors.to(device, non_blocking=True), tensors), tensors)]
 
 
 def _apart(
-    magnitudes: Tensor | Sequence[Tensor],
-    budget: float,
-    strength: float,
-    costs: PerTensor,
-    weights: PerTensor,
-    metric: PerTensor,
-    debias: bool,
+    magnitudes: Tensor | Sequence[Tensor], budget: float, strength: float, beside: _Beside, debias: bool
 ) -> list[Tensor]:
+    costs, weights, metric = beside
     groups = Groups.of(magnitudes, budget, costs, weights)
     metrics = per_tensor(metric, magnitudes, "metric", positive=True)
     _check_strength(strength, groups, metrics, debias)

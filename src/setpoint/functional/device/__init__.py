@@ -28,3 +28,8 @@ def on_one(tensors: Sequence[Tensor]) -> bool:
 def in_a_row(tensors: Sequence[Tensor]) -> Tensor:
     """All entries, one after another."""
     return torch.cat([t.flatten() for t in tensors])
+
+
+def parted(row: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse: views of a row, shaped as the tensors that it was made of."""
+    return [part.view(t.shape) for part, t in zip(torch.split(row, [t.numel() for t in like]), like)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from setpoint.functional.device import in_a_row
+from setpoint.functional.device import in_a_row, parted
 
 
 def largest_on_device(magnitudes: Sequence[Tensor], count: int, floors: Sequence[int]) -> list[Tensor] | None:
@@ -27,10 +27,10 @@ def largest_on_device(magnitudes: Sequence[Tensor], count: int, floors: Sequence
     cut = _nth_largest(flat, count)
     above, ties = flat > cut, flat == cut
     marked = above | (ties & (ties.cumsum(0) <= count - above.sum()))
-    parts = torch.split(marked, [m.numel() for m in magnitudes])
+    parts = parted(marked, magnitudes)
     asked = [(part, min(floor, part.numel())) for part, floor in zip(parts, floors) if floor]
     enough = torch.stack([least >= 0, most.isfinite(), *(part.sum() >= floor for part, floor in asked)]).all()
-    return [part.view(m.shape) for part, m in zip(parts, magnitudes)] if bool(enough) else None
+    return parts if bool(enough) else None
 
 
 def _nth_largest(values: Tensor, n: int) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from setpoint.functional.device import in_a_row
+from setpoint.functional.device import in_a_row, parted
 from setpoint.functional.device.root import Search
 from setpoint.functional.device.segments import Segments
 from setpoint.functional.gsp_vectors import TIE
@@ -39,9 +39,8 @@ class DeviceVectors:
 
     def __init__(self, matrices: Mapping[int, Tensor], scale_invariant: bool) -> None:
         self._matrices = matrices
-        self._shapes = {number: (m.shape[0], m.shape[1]) for number, m in matrices.items()}
         entries = in_a_row(torch._foreach_abs([m.detach() for m in matrices.values()])).double()
-        self._rows = rows = Segments(list(self._shapes.values()), entries.device)
+        self._rows = rows = Segments([(m.shape[0], m.shape[1]) for m in matrices.values()], entries.device)
         peak = rows.largest(entries)
         self._readable = ((peak == 0) | ((peak > _SMALL) & (peak < _LARGE))).all()
         scale = peak.masked_fill(peak == 0, 1.0)
@@ -114,8 +113,7 @@ class DeviceVectors:
         place = torch.arange(rows.entries, device=at.device)
         first = rows.smallest(torch.where(at == rows.spread(rows.largest(at)), place, rows.entries).double())
         out.masked_fill_(rows.spread(alone) & (place == rows.spread(first)), 1.0)
-        parts = torch.split(out, [count * length for count, length in self._shapes.values()])
-        return {number: part.view(shape) for part, (number, shape) in zip(parts, self._shapes.items())}
+        return dict(zip(self._matrices, parted(out, list(self._matrices.values()))))
 
     def _excess(self, mu: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over all vectors of `1 - sparsity`, and its derivative in mu."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from setpoint.functional.device import in_a_row, on_one
+from setpoint.functional.device import in_a_row, on_one, parted
 
 # Up to so many entries a copy takes no longer than the steps that it saves.
 FEW = 1 << 20
@@ -20,13 +20,9 @@ def few_on_one(tensors: Sequence[Tensor]) -> bool:
 
 def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies of tensors that are on one device."""
-    return _parted(in_a_row([t.detach() for t in tensors]).cpu(), tensors)
+    return parted(in_a_row([t.detach() for t in tensors]).cpu(), tensors)
 
 
 def back(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """The way back."""
-    return _parted(in_a_row(tensors).to(device, non_blocking=True), tensors)
-
-
-def _parted(row: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    return [part.view(t.shape) for part, t in zip(torch.split(row, [t.numel() for t in like]), like)]
+    return parted(in_a_row(tensors).to(device, non_blocking=True), tensors)
