@@ -283,7 +283,8 @@ def _on_lines(points: Sequence[tuple[float, float]], at: float) -> float:
         return points[0][1]
     right = min(max(bisect_right(points, (at, float("inf"))), 1), len(points) - 1)
     (x0, y0), (x1, y1) = points[right - 1], points[right]
-    return max(y0 + (y1 - y0) * (at - x0) / (x1 - x0), 0.0)
+    # From the right, so that the full model's latency, at the last point, comes out to the bit: limits are parts of it.
+    return max(y1 - (y1 - y0) * (x1 - at) / (x1 - x0), 0.0)
 
 
 def _interpolate(values: Any, nodes: Sequence[tuple[int, ...]], at: Sequence[int]) -> float:
