@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import setpoint
-from setpoint.budget import LatencyOfWidths, latency
+from setpoint.budget import LatencyOfWidths, latency, tables
 from setpoint.budget.operations import Size, operations_of
 from setpoint.recipes.models import build_model
 from setpoint.wiring import derive
@@ -47,9 +47,14 @@ def known_clock(works, device, **_):
     return times
 
 
+def read_off(monkeypatch, clock):
+    for module in (latency, tables):
+        monkeypatch.setattr(module, "medians", clock)
+
+
 @pytest.fixture
 def known_machine(monkeypatch):
-    monkeypatch.setattr(latency, "medians", known_clock)
+    read_off(monkeypatch, known_clock)
 
 
 @pytest.fixture
@@ -59,7 +64,7 @@ def noisy_machine(monkeypatch):
     def noisy_clock(works, device, **_):
         return [t * noise.uniform(0.9, 1.1) for t in known_clock(works, device)]
 
-    monkeypatch.setattr(latency, "medians", noisy_clock)
+    read_off(monkeypatch, noisy_clock)
 
 
 SHAPES = {"lenet5": (1, 28, 28), "resnet20": (3, 16, 16), "vgg16": (3, 32, 32)}
@@ -193,7 +198,7 @@ def test_a_machine_that_is_slower_than_its_parts_is_learned(monkeypatch):
         times = known_clock(works, device)
         return times if told.get("repeats") else [t + t * t / 20 for t in times]
 
-    monkeypatch.setattr(latency, "medians", slow)
+    read_off(monkeypatch, slow)
     *_, sparsifier, _ = run(setpoint.Target(sparsity=0.7, cost="latency_ms"))
     found = sparsifier.report().latency
     assert 0.9 * found.requested < found.measured <= found.requested

@@ -1,10 +1,13 @@
 """Costs, targets, scopes and schedules: who may keep how much, and when."""
 
+from setpoint.budget.budget import Budget, in_budgets
 from setpoint.budget.costs import costs_of
+from setpoint.budget.erk import erk_densities
 from setpoint.budget.flops import count_flops, flops_of_widths, flops_per_entry
 from setpoint.budget.latency import LatencyOfWidths
 from setpoint.budget.schedule import Phase, Schedule, Timeline
-from setpoint.budget.scope import Budget, Scope, allocate, erk_densities, in_budgets, unit_costs
+from setpoint.budget.scope import Scope, allocate
+from setpoint.budget.shares import unit_costs
 from setpoint.budget.target import Cost, Target
 from setpoint.budget.whole import SeparateCosts, WholeCost, bytes_of_widths, params_of_widths
 

@@ -3,53 +3,26 @@
 from __future__ import annotations
 
 import copy
-import logging
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from setpoint.budget.operations import Operation, Size, operations_of
-from setpoint.budget.timing import medians
+from setpoint.budget.operations import operations_of
+from setpoint.budget.tables import Table, tables_of
+from setpoint.budget.timing import agreed, medians
 from setpoint.inputs import call_arguments
 from setpoint.wiring import Wiring
 
-logger = logging.getLogger(__name__)
-
-# Where the tables have their nodes, as fractions of the full widths; at 0 a single unit is left.
-_NODES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
-# Seconds for one node, and for one measurement of a whole model.
-_SECONDS_NODE, _SECONDS_MODEL = 0.02, 1.0
+# Seconds for one measurement of a whole model.
+_SECONDS = 1.0
 # Sums as near to one another as this are of models that take the same time: the newer measurement holds.
 _SAME = 0.01
 # How often a cut is made anew, and how near to the limit is near enough.
 _CUTS, _CLOSE = 6, 0.98
-
-
-@dataclass(frozen=True)
-class Table:
-    """Milliseconds at the nodes of one or two sizes; between the nodes linear in each.
-
-    Attributes:
-        sizes: which the time depends on.
-        nodes: of each size, ascending.
-        values: at the nodes, nested as the sizes are.
-    """
-
-    sizes: tuple[Size, ...]
-    nodes: tuple[tuple[int, ...], ...]
-    values: Any
-
-    def at(self, widths: Mapping[str, int]) -> float:
-        """The time at the widths of the groups."""
-        return _interpolate(self.values, self.nodes, [size.at(widths) for size in self.sizes])
 
 
 class LatencyOfWidths:
@@ -85,7 +58,9 @@ class LatencyOfWidths:
         self._inputs = _pytree.tree_map_only(Tensor, lambda t: t.detach().to(self.device), example_inputs)
         self._twin = copy.deepcopy(model).to("meta").eval()
         here = copy.deepcopy(model).to(self.device).eval()
-        self._tables = _tables(operations_of(here, wiring, groups, self._inputs), self._widths(self._full), self.device)
+        self._tables = tables_of(
+            operations_of(here, wiring, groups, self._inputs), self._widths(self._full), self.device
+        )
         # Sums of the tables and latencies of whole models, ascending in both; the full model's is always the last.
         self._points: list[tuple[float, float]] = []
         some = [self._full, tuple(-(-n // 2) for n in self._full), (1,) * len(self._full)]
@@ -177,7 +152,7 @@ class LatencyOfWidths:
         args, kwargs = call_arguments(self._inputs)
         with torch.no_grad():
             works = [lambda model=model: model(*args, **kwargs) for model in models]
-            return _agreed(medians(works, self.device, seconds=_SECONDS_MODEL), self.device)
+            return agreed(medians(works, self.device, seconds=_SECONDS), self.device)
 
     def _model(self, widths: Sequence[int]) -> nn.Module:
         model = copy.deepcopy(self._twin)
@@ -207,76 +182,6 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     return found
 
 
-def _tables(operations: Sequence[Operation], full: Mapping[str, int], device: torch.device) -> tuple[Table, ...]:
-    """Times of the operations, those of the same sizes added up; what follows no width is left to the constant."""
-    grouped: dict[tuple[Size, ...], list[Operation]] = defaultdict(list)
-    for operation in operations:
-        if operation.sizes:
-            grouped[operation.sizes].append(operation)
-    known: dict[Any, float] = {}
-    tables = []
-    for number, (sizes, members) in enumerate(grouped.items(), 1):
-        logger.info("measuring operations: %d of %d", number, len(grouped))
-        nodes = tuple(_nodes(size, full) for size in sizes)
-        if len(sizes) > 2:
-            # Too many for a grid: all in step, as a function of the size that varies most.
-            tables.append(_diagonal(sizes, nodes, members, device, known))
-            continue
-        points = list(product(*nodes))
-        times = _agreed([sum(_time(m.at(dict(zip(sizes, p))), device, known) for m in members) for p in points], device)
-        tables.append(Table(sizes, nodes, _rising(_nested(times, [len(n) for n in nodes]))))
-    return tuple(tables)
-
-
-def _diagonal(
-    sizes: tuple[Size, ...],
-    nodes: tuple[tuple[int, ...], ...],
-    members: Sequence[Operation],
-    device: torch.device,
-    known: dict[Any, float],
-) -> Table:
-    steps = max(len(n) for n in nodes)
-    at = [[n[min(len(n) * i // steps, len(n) - 1)] for n in nodes] for i in range(steps)]
-    times = _agreed([sum(_time(m.at(dict(zip(sizes, p))), device, known) for m in members) for p in at], device)
-    slopes: dict[str, int] = defaultdict(int)
-    for size in sizes:
-        for name, slope in size.slopes:
-            slopes[name] += slope
-    total = Size(sum(size.constant for size in sizes), tuple(slopes.items()))
-    return Table((total,), (tuple(sum(point) for point in at),), _rising(times))
-
-
-def _nodes(size: Size, full: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(sorted({size.at({name: max(1, round(n * f)) for name, n in full.items()}) for f in _NODES}))
-
-
-def _time(operation: Operation, device: torch.device, known: dict[Any, float]) -> float:
-    key = (operation.function, repr(operation.leaves))
-    if key not in known:
-        try:
-            with torch.no_grad():
-                known[key] = medians([operation.work(device)], device, repeats=10, seconds=_SECONDS_NODE, warm_up=1)[0]
-        except (RuntimeError, IndexError, ValueError):
-            # Not to be run on tensors made up for it: left to the fit with whole models.
-            known[key] = 0.0
-    return known[key]
-
-
-def _nested(values: Sequence[float], shape: Sequence[int]) -> Any:
-    if len(shape) == 1:
-        return list(values)
-    each = len(values) // shape[0]
-    return [_nested(values[i * each : (i + 1) * each], shape[1:]) for i in range(shape[0])]
-
-
-def _rising(values: Any) -> Any:
-    """The same, nowhere below what it is at smaller sizes."""
-    table = torch.tensor(values, dtype=torch.float64)
-    for axis in range(table.ndim):
-        table = table.cummax(axis).values
-    return table.tolist()
-
-
 def _on_lines(points: Sequence[tuple[float, float]], at: float) -> float:
     """The height at `at` of the lines through some points; below the first one the line goes on."""
     if len(points) == 1:
@@ -285,25 +190,3 @@ def _on_lines(points: Sequence[tuple[float, float]], at: float) -> float:
     (x0, y0), (x1, y1) = points[right - 1], points[right]
     # From the right, so that the full model's latency, at the last point, comes out to the bit: limits are parts of it.
     return max(y1 - (y1 - y0) * (x1 - at) / (x1 - x0), 0.0)
-
-
-def _interpolate(values: Any, nodes: Sequence[tuple[int, ...]], at: Sequence[int]) -> float:
-    if not nodes:
-        return float(values)
-    ours, rest = nodes[0], nodes[1:]
-    if len(ours) == 1:
-        return _interpolate(values[0], rest, at[1:])
-    left = min(max(bisect_right(ours, at[0]) - 1, 0), len(ours) - 2)
-    share = (at[0] - ours[left]) / (ours[left + 1] - ours[left])
-    low, high = (_interpolate(values[left + i], rest, at[1:]) for i in (0, 1))
-    return low + share * (high - low)
-
-
-def _agreed(times: list[float], device: torch.device) -> list[float]:
-    """The first rank's times on all of them: they decide what stays, which must be the same everywhere."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return times
-    on = device if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
-    shared = torch.tensor(times, dtype=torch.float64, device=on)
-    torch.distributed.broadcast(shared, 0)
-    return [float(t) for t in shared]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
+import torch.distributed
 
 # Passes before the clock is read: the first ones allocate memory and choose kernels.
 _WARM_UP = 2
@@ -49,3 +50,13 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def agreed(times: list[float], device: torch.device) -> list[float]:
+    """The first rank's times on all of them: they decide what stays, which must be the same everywhere."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return times
+    on = device if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
+    shared = torch.tensor(times, dtype=torch.float64, device=on)
+    torch.distributed.broadcast(shared, 0)
+    return [float(t) for t in shared]

@@ -1,11 +1,12 @@
 """What becomes zero together: partitions of parameters into units."""
 
 from setpoint.units.coupled import COUPLED, is_coupled, layers_of, select_coupled, wiring_for
+from setpoint.units.kinds import NM, Blocks, Slices, Unit, partition, unit_name
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
 from setpoint.units.member import Member
 from setpoint.units.names import plain_name, unwrap
-from setpoint.units.partition import NM, Blocks, Partition, Slices, Unit, VectorKind, partition, unit_name
+from setpoint.units.partition import Partition, VectorKind
 from setpoint.units.positions import Positions
 from setpoint.units.select import Patterns, Selection, select
 

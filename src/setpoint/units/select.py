@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from setpoint.units.kinds import Unit, partition, unit_name
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
 from setpoint.units.names import plain_name
-from setpoint.units.partition import Unit, partition, unit_name
 
 Patterns = str | Iterable[str] | None
 
