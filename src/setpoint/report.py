@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from setpoint.budget import Budget, Cost, Phase
+from setpoint.budget import Budget, Cost, Phase, Scope, Target
 from setpoint.reading import count
 from setpoint.units import Layer
 
@@ -217,6 +217,15 @@ class Report:
             lines.append(f"average Hoyer sparsity {self.hoyer:.6f}")
         lines += [f"gone: {', '.join(la.gone)}" for la in self.layers if la.gone]
         return "\n".join([*lines, *(f"left dense: {name}, {reason}" for name, reason in self.left_dense.items())])
+
+
+def in_words(target: Target | None, scope: Scope) -> str:
+    """What was asked for."""
+    if target is not None:
+        return str(target)
+    if isinstance(scope, str):
+        return "all that the pattern allows"
+    return ", ".join(f"{glob}: {100 * sparsity:.6g} % go" for glob, sparsity in scope.items())
 
 
 def _number(value: float) -> str:

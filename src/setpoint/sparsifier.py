@@ -18,10 +18,9 @@ from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
 from setpoint.methods import Method, Units, make_method
 from setpoint.norms import NormStatistics
 from setpoint.reading import count
-from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report
+from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report, in_words
 from setpoint.support import Support
-from setpoint.units import Patterns, Selection, Unit, is_coupled, select, select_coupled, unit_name, unwrap
-from setpoint.wiring import Wiring
+from setpoint.units import Patterns, Unit, choose, unit_name, unwrap
 
 
 class Sparsifier:
@@ -84,13 +83,12 @@ class Sparsifier:
         self.method = make_method(method)
         self.target = Target.of(target)
         self.timeline = self.method.timeline(schedule, steps)
-        selection, self.wiring = _chosen(model, optimizer, unit, include, exclude, example_inputs)
+        selection, self.wiring = choose(model, optimizer, unit, include, exclude, example_inputs)
         rates, whole = costs_of(model, selection.layers, self.wiring, self.target, example_inputs)
         self._allocated = partial(allocate, selection.layers, self.target, scope, floor, rates=rates, whole=whole)
         self._layers, self._budgets = in_budgets(selection.layers, self._allocated())
-        # Where the cost is measured: what is known of it, and the time that the model took which the cut left.
+        # Where the cost is measured.
         self._latency = whole if isinstance(whole, LatencyOfWidths) else None
-        self._measured_ms: float | None = None
         unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
         self._unit, self._scope, self._left = unit_name(unit), scope, selection.left | unnamed
         self.method.check(self._layers, self.target, optimizer)
@@ -99,10 +97,8 @@ class Sparsifier:
         self._frozen = False
         self._zeros_at_update = 0.0
         self._support = Support(self._layers)
-        # Of a method that is always sparse: norms of gradients that were masked since, by layer, and the weights as
-        # they were at first.
+        # Of a method that is always sparse: norms of gradients that were masked since, by layer.
         self._felt: list[Tensor] | None = None
-        self._dense: dict[str, Tensor] = {}
         # What the method remembers, one for each budget, from the beginning of the sparsify phase.
         self._memories: list[dict[str, Any]] = [{} for _ in self._budgets]
         self._history: list[dict[str, float]] = []
@@ -121,7 +117,7 @@ class Sparsifier:
         )
         self._begin()
         if self.method.always_sparse:
-            self._dense = {name: parameter.detach().clone() for name, parameter in self._support.parameters.items()}
+            self._support.remember()
             self._update()
 
     @property
@@ -202,8 +198,7 @@ class Sparsifier:
 
         if self._latency is None:
             return cut()
-        kept, self._measured_ms = self._latency.settle(cut, self._budgets[number].kept)
-        return kept
+        return self._latency.settle(cut, self._budgets[number].kept)
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -237,7 +232,7 @@ class Sparsifier:
         has_budget = self.target is None or self.target.has_budget or not isinstance(self._scope, str)
         return Report(
             method=self.method.name,
-            target=self._target_in_words(),
+            target=in_words(self.target, self._scope),
             unit=self._unit,
             scope=self._scope if isinstance(self._scope, str) else "by name",
             cost="params" if self.target is None else self.target.counted,
@@ -268,7 +263,6 @@ class Sparsifier:
             "memories": self._memories,
             "history": self._history,
             "latency": None if self._latency is None else self._latency.state_dict(),
-            "measured_ms": self._measured_ms,
             "norms": {} if self._gates is None else self._gates.norms,
             **self._support.state_dict(),
         }
@@ -290,8 +284,7 @@ class Sparsifier:
             # What the run was told of this machine decides what stays, and what it asked for as a fraction.
             self._latency.load_state_dict(state["latency"])
             self._layers, self._budgets = in_budgets(self._layers, self._allocated())
-        self._measured_ms = state["measured_ms"]
-        self._undraw()
+        self._support.undraw()
         self._support.load_state_dict(state)
         self._step, self._frozen = int(state["step"]), bool(state["frozen"])
         self._zeros_at_update, self._frozen_at = float(state["zeros_at_update"]), int(state["frozen_at"])
@@ -338,7 +331,7 @@ class Sparsifier:
         if self._gates is not None and self._gates.attached:
             self._open(self._gates)
         if self.method.always_sparse:
-            self._dense = {}
+            self._support.forget()
             if self._moves_next:
                 if self._felt is None:
                     self._feel()
@@ -350,18 +343,6 @@ class Sparsifier:
     def _moves_next(self) -> bool:
         """Whether an update comes before the next step."""
         return self.method.always_sparse and not self._frozen and self.timeline.updates(self._step)
-
-    @torch.no_grad()
-    def _undraw(self) -> None:
-        """Put back the weights that were there when the run was set up, unless others have been loaded since.
-
-        They may be those of a checkpoint whose support is about to be taken back, of which the first draw left a part.
-        """
-        for name, dense in self._dense.items():
-            parameter = self._support.parameters[name]
-            if torch.equal(parameter, dense.masked_fill(self._support.gone[name], 0.0)):
-                parameter.copy_(dense)
-        self._dense = {}
 
     def _open(self, felt: Gates | None) -> None:
         """Set the gates, having learned from how the loss felt the present ones."""
@@ -479,37 +460,18 @@ class Sparsifier:
             alive &= self._gates.open(index).reshape(alive.shape)
         return alive
 
-    def _target_in_words(self) -> str:
-        if self.target is not None:
-            return str(self.target)
-        if isinstance(self._scope, str):
-            return "all that the pattern allows"
-        return ", ".join(f"{glob}: {100 * sparsity:.6g} % go" for glob, sparsity in self._scope.items())
-
     def _latency_report(self, kept: Sequence[Tensor]) -> LatencyReport | None:
         if self._latency is None:
             return None
         budget = self._budgets[0]
         predicted = budget.spent([kept[i].cpu() for i in budget.layers])
-        return LatencyReport(str(self._latency.device), budget.total, budget.kept, predicted, self._measured_ms)
+        return LatencyReport(str(self._latency.device), budget.total, budget.kept, predicted, self._latency.measured)
 
     def _hoyer(self) -> float | None:
         if self.target is None or self.target.hoyer is None:
             return None
         values = [(len(u.layers), self.method.measured(u) or 0.0) for u in self._all_units(last=True)]
         return sum(n * v for n, v in values) / sum(n for n, _ in values)
-
-
-def _chosen(
-    model: nn.Module, optimizer: Optimizer, unit: Unit, include: Patterns, exclude: Patterns, example_inputs: Any
-) -> tuple[Selection, Wiring | None]:
-    if not is_coupled(unit):
-        return select(model, optimizer, unit, include, exclude), None
-    if example_inputs is None:
-        raise ValueError(
-            f"unit={unit!r} crosses layers: pass example_inputs=, what the model is called with, to derive its parts"
-        )
-    return select_coupled(model, optimizer, unit_name(unit), example_inputs, include, exclude)
 
 
 def _placed(memory: Any, device: torch.device) -> Any:

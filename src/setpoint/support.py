@@ -33,6 +33,7 @@ class Support:
         self.parameters = {part.name: part.parameter for layer in layers for part in layer.parts}
         self.gone: dict[str, Tensor] = {}
         self.kept: list[Tensor] = []
+        self._drawn_from: dict[str, Tensor] = {}
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -62,6 +63,25 @@ class Support:
             gradient = self.parameters[name].grad
             if gradient is not None:
                 gradient.masked_fill_(gone, 0.0)
+
+    def remember(self) -> None:
+        """Note the parameters as they are before a first support is drawn."""
+        self._drawn_from = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    def forget(self) -> None:
+        """Let go of what was noted: it has been trained since."""
+        self._drawn_from = {}
+
+    def undraw(self) -> None:
+        """Put back the parameters that were noted, unless others have been loaded since.
+
+        They may be those of a checkpoint whose support is about to be taken back, of which the first draw left a part.
+        """
+        for name, dense in self._drawn_from.items():
+            parameter = self.parameters[name]
+            if torch.equal(parameter, dense.masked_fill(self.gone[name], 0.0)):
+                parameter.copy_(dense)
+        self.forget()
 
     def clear_state(self, optimizer: Optimizer) -> None:
         """Zero what the optimizer remembers of what is gone."""

@@ -40,6 +40,10 @@ class LatencyOfWidths:
         example_inputs: what one forward pass is; its batch counts.
         device: where it is measured; the model's own by default.
 
+    Attributes:
+        device: where it is measured.
+        measured: milliseconds of the model that the last settled cut left; None before.
+
     Raises:
         ValueError: for a device that is not there, and for a model that runs other operations at other widths.
     """
@@ -55,6 +59,7 @@ class LatencyOfWidths:
         self._wiring, self._groups = wiring, tuple(groups)
         self._full = tuple(wiring[name].size for name in groups)
         self.device = _device(model, device)
+        self.measured: float | None = None
         self._inputs = _pytree.tree_map_only(Tensor, lambda t: t.detach().to(self.device), example_inputs)
         self._twin = copy.deepcopy(model).to("meta").eval()
         here = copy.deepcopy(model).to(self.device).eval()
@@ -71,7 +76,7 @@ class LatencyOfWidths:
         """Milliseconds at these widths, in the order of the groups."""
         return _on_lines(self._points, self._sum(widths))
 
-    def settle(self, cut: Callable[[], Sequence[Tensor]], limit: float) -> tuple[Sequence[Tensor], float]:
+    def settle(self, cut: Callable[[], Sequence[Tensor]], limit: float) -> Sequence[Tensor]:
         """Measure the model that a cut leaves, learn from it and cut anew, until it takes as long as it may.
 
         Args:
@@ -79,8 +84,8 @@ class LatencyOfWidths:
             limit: milliseconds.
 
         Returns:
-            The cut whose model comes nearest to the limit from below, or the last one if all were above; and its
-            latency in milliseconds. The latencies told from now on are those that this cut was made with.
+            The cut whose model comes nearest to the limit from below, or the last one if all were above. The latencies
+            told from now on are those that this cut was made with.
         """
         tried: list[tuple[bool, float, list[tuple[float, float]], Sequence[Tensor]]] = []
         last: list[int] = []
@@ -100,8 +105,8 @@ class LatencyOfWidths:
             tried.append((taken <= limit, taken, points, kept))
             if _CLOSE * limit <= taken <= limit:
                 break
-        _, taken, self._points, kept = max(tried, key=lambda t: (t[0], t[1] if t[0] else -t[1]))
-        return kept, taken
+        _, self.measured, self._points, kept = max(tried, key=lambda t: (t[0], t[1] if t[0] else -t[1]))
+        return kept
 
     def _observe(self, widths: Sequence[int]) -> float:
         """The latency of a model of these widths, to which those told from now on are fitted."""
@@ -127,12 +132,14 @@ class LatencyOfWidths:
     def state_dict(self) -> dict[str, Any]:
         """What was measured, as plain numbers."""
         return {
+            "measured": self.measured,
             "points": [list(point) for point in self._points],
             "tables": [[list(map(list, table.nodes)), table.values] for table in self._tables],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what was measured, so that a run that goes on makes the choices that it would have made."""
+        self.measured = state["measured"]
         self._points = [(x, y) for x, y in state["points"]]
         self._tables = tuple(
             Table(table.sizes, tuple(map(tuple, nodes)), values)

@@ -1,6 +1,7 @@
 """What becomes zero together: partitions of parameters into units."""
 
-from setpoint.units.coupled import COUPLED, is_coupled, layers_of, select_coupled, wiring_for
+from setpoint.units.choose import choose
+from setpoint.units.coupled import COUPLED, is_coupled, layers_of, wiring_for
 from setpoint.units.kinds import NM, Blocks, Slices, Unit, partition, unit_name
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
@@ -25,12 +26,12 @@ __all__ = [
     "Slices",
     "Unit",
     "VectorKind",
+    "choose",
     "is_coupled",
     "layers_of",
     "partition",
     "plain_name",
     "select",
-    "select_coupled",
     "unit_name",
     "unwrap",
     "wiring_for",
