@@ -2,7 +2,8 @@
 
 A model that is too small for its data is trained dense, and with its layers made larger in each of the four ways, at
 the operations of the dense one: with masks that are drawn once (`static`), that move at random (`set`) and that grow by
-gradient (`rigl`). All runs of a model have the same recipe. A finished run is not repeated, a stopped one goes on where
+gradient (`rigl`). Parallel and factorized layers also have an activation inside, as in the paper's ImageNet and CIFAR
+networks: without one they compute nothing that the dense layer could not. All runs of a model have the same recipe. A finished run is not repeated, a stopped one goes on where
 it was; after each, `results/<data>-<model>-transforms.{json,md,png}` are written anew.
 
     python benchmarks/sparse_ift.py resnet20
@@ -25,7 +26,8 @@ from pool import run_pool
 from setpoint.recipes import TrainConfig, resolve, train_run
 
 RESULTS = Path(__file__).parent / "results"
-KINDS = ("wide", "parallel", "factorized", "doped")
+# With what stands inside of a layer, where that is not nothing.
+KINDS = ("wide", "parallel", "parallel-relu", "factorized", "factorized-norm-relu", "doped")
 METHODS = ("static", "set", "rigl")
 SPARSITY = 0.75
 # Narrow enough that the data hold more than the model can learn.
@@ -54,8 +56,10 @@ class Trial:
     @property
     def config(self) -> TrainConfig:
         """What it is told."""
-        told: dict[str, Any] = {"transform": self.kind, "transform_sparsity": SPARSITY, "method": self.method}
-        return resolve(TrainConfig.of({"model": self.model, "seed": self.seed, **SETTINGS[self.model], **told}))
+        kind, _, inner = self.kind.partition("-")
+        told: dict[str, Any] = {"transform": kind, "transform_inner": inner or "linear", "method": self.method}
+        told |= {"model": self.model, "seed": self.seed, "transform_sparsity": SPARSITY, **SETTINGS[self.model]}
+        return resolve(TrainConfig.of(told))
 
     def run(self, runs: Path) -> dict[str, Any]:
         """Train, or go on where a stopped run is."""
@@ -106,7 +110,7 @@ def collect(args: argparse.Namespace) -> None:
 
     found = []
     for path in sorted(args.runs.glob(f"transforms-{args.model}-*/report.json")):
-        kind, method, seed = path.parent.name.removeprefix(f"transforms-{args.model}-").split("-")
+        kind, method, seed = path.parent.name.removeprefix(f"transforms-{args.model}-").rsplit("-", 2)
         result = json.loads(path.read_text(encoding="utf-8"))
         if all(result["config"][name] == value for name, value in SETTINGS[args.model].items()):
             found.append({"kind": kind, "mask": method, "seed": int(seed), **result})

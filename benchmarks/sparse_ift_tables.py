@@ -14,7 +14,7 @@ from setpoint.reporting.measures import MEASURES, Measure
 
 Run = Mapping[str, Any]
 
-KINDS = ("wide", "parallel", "factorized", "doped")
+KINDS = ("wide", "parallel", "parallel-relu", "factorized", "factorized-norm-relu", "doped")
 MASKS = {"static": "drawn once", "set": "moving at random", "rigl": "growing by gradient"}
 MODELS = {"resnet20": "ResNet-20", "gpt": "GPT on bytes"}
 DATA = {
@@ -60,7 +60,8 @@ def _page(model: str, runs: Sequence[Run], name: str) -> list[str]:
         f"{100 * config['transform_sparsity']:g} % and keep the operations of the dense model. The epoch is chosen on "
         "validation examples. `difference`: to the dense twins of the same seeds, a positive number is better. "
         "`operations`: on kernels that skip zeros, and `stored`: what dense kernels compute, as multiples of the dense "
-        "model's. `exact`: runs that end with exactly the weights that were handed out.",
+        "model's. `exact`: runs that end with exactly the weights that were handed out. `relu` and `norm-relu` stand at "
+        "the end of parallel branches and between factorized layers.",
         "",
         f"| layers | masks | test {measure.name} | difference | operations | stored | exact | figures |",
         "|---|---|---|---|---|---|---|---|",
@@ -85,7 +86,7 @@ def _row(own: Sequence[Run], twins: Mapping[int, float], measure: Measure) -> st
     made = own[0]["transform"]
     exact = sum(bool(run["report"]["exact"]) for run in own)
     cells = (
-        own[0]["kind"],
+        own[0]["kind"].replace("-", ", ", 1),
         f"`{own[0]['mask']}`",
         _words([_figure(run, measure, "test") for run in own], measure),
         measure.difference(sum(gains) / len(gains)),
@@ -140,7 +141,7 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
             markersize=7,
             capsize=3,
         )
-    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_xticks(range(len(kinds)), [kind.replace("-", "\n", 1) for kind in kinds])
     axes.set_ylabel(f"test {measure.name}", fontsize=10)
     if measure.fraction:
         percent_axis(axes.yaxis)

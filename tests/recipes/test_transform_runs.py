@@ -38,9 +38,11 @@ def text(table: object) -> str:
     return console.export_text()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_models_file_holds_what_the_transformation_promised(kind: str, tmp_path: Path) -> None:
-    result = train_run(replace(QUICK, transform=kind), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("kind", "inner"), [*((kind, "linear") for kind in KINDS), ("parallel", "relu"), ("factorized", "norm-relu")]
+)
+def test_the_models_file_holds_what_the_transformation_promised(kind: str, inner: str, tmp_path: Path) -> None:
+    result = train_run(replace(QUICK, transform=kind, transform_inner=inner), tmp_path / "run")
     made = result.transform
     assert made is not None
     assert (made["kind"], made["sparsity"]) == (kind, 0.75)
@@ -115,8 +117,8 @@ def test_first_weights_depend_on_the_seed_alone() -> None:
 
 def test_reports_and_comparisons_show_it(tmp_path: Path) -> None:
     runs = []
-    for kind in ("wide", "doped"):
-        train_run(replace(QUICK, transform=kind), tmp_path / kind)
+    for kind, inner in (("wide", "linear"), ("doped", "linear"), ("factorized", "norm-relu")):
+        train_run(replace(QUICK, transform=kind, transform_inner=inner), tmp_path / kind)
         runs.append(read_result(tmp_path / kind / "report.json").to_dict())
     made = runs[0]["transform"]
     shown = text(run_tables(runs[0]))
@@ -125,11 +127,15 @@ def test_reports_and_comparisons_show_it(tmp_path: Path) -> None:
     assert f"{made['stored_flops']:,} ({made['stored_flops'] / made['dense_flops']:.2f} times the dense" in shown
     assert f"{made['dense_parameters']:,} dense, {made['parameters']:,} transformed" in shown
     assert "left dense: conv1.weight, it reads the model's input" in shown
+    assert "convnet, factorized (norm-relu) for 75 %, on digits" in text(run_tables(runs[2]))
     compared = text(compare_table(group_runs(runs)))
     assert "transform wide" in compared
     assert "transform doped" in compared
+    assert "transform_inner norm-relu" in compared
     config = resolve(QUICK)
     assert default_folder(config).name == "digits-convnet-magnitude-wide0.75-seed0"
+    inside = replace(config, transform="parallel", transform_inner="relu")
+    assert default_folder(inside).name == "digits-convnet-magnitude-parallel0.75-relu-seed0"
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +167,9 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ({"cost": "flops"}, "cost='flops' was asked for"),
         ({"transform": "broad"}, "transform='broad' is none of none, wide"),
         ({"transform_sparsity": 1.0}, "transform_sparsity=1.0 must lie strictly between 0 and 1"),
+        ({"transform_inner": "tanh"}, "transform_inner='tanh' is none of linear, norm, relu, norm-relu"),
+        ({"transform_inner": "relu"}, "is of the transformations parallel and factorized, not of 'wide'"),
+        ({"transform": "none", "transform_inner": "norm"}, "parallel and factorized, not of 'none'"),
     ],
 )
 def test_what_contradicts_it_is_refused(given: dict[str, object], message: str) -> None:

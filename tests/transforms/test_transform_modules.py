@@ -70,25 +70,45 @@ def test_factorized_reads_with_the_kernel_and_writes_by_a_pointwise_layer():
 
 
 @pytest.mark.parametrize(
-    ("middle", "layer", "kinds"),
+    ("inner", "layer", "kinds"),
     [
+        ("linear", nn.Linear(4, 6), []),
         ("norm", nn.Conv2d(4, 6, 3), [nn.BatchNorm2d]),
+        ("norm", nn.Linear(4, 6), [nn.LayerNorm]),
+        ("relu", nn.Conv3d(4, 6, 3), [nn.ReLU]),
         ("norm-relu", nn.Conv1d(4, 6, 3), [nn.BatchNorm1d, nn.ReLU]),
         ("norm-relu", nn.Linear(4, 6), [nn.LayerNorm, nn.ReLU]),
     ],
 )
-def test_what_stands_between_factorized_layers(middle, layer, kinds):
-    made = lively(Factorized(layer, 5, middle)).eval()
-    assert [type(m) for m in made.middle] == kinds
+def test_what_stands_between_factors_and_in_branches(inner, layer, kinds):
+    made = [lively(m).eval() for m in (Factorized(layer, 5, inner), Parallel(layer, 3, inner=inner))]
+    assert [type(m) for m in made[0].inner] == [type(m) for m in list(made[1].branches[2])[1:]] == kinds
     inputs = torch.randn(2, 4, *[7] * (layer.weight.ndim - 2))
-    answer, folded = made(inputs), made.fold()
-    if kinds == [nn.BatchNorm2d]:
-        same(folded(inputs), answer)
-        assert folded.weight.shape == layer.weight.shape
-    else:
-        assert folded is None
-    with pytest.raises(ValueError, match="middle='tanh' is none of linear, norm, norm-relu"):
-        Factorized(layer, 5, "tanh")
+    for module in made:
+        answer, folded = module(inputs), module.fold()
+        assert answer.shape == layer(inputs).shape
+        if kinds in ([], [nn.BatchNorm2d]):
+            same(folded(inputs), answer)
+            assert folded.weight.shape == layer.weight.shape
+        else:
+            assert folded is None
+    assert len({id(p) for m in made[1].branches for p in m.parameters()}) == len(list(made[1].parameters()))
+
+
+def test_a_branch_computes_its_norm_before_its_activation():
+    norm, inputs = nn.BatchNorm2d(6), torch.randn(4, 4, 5, 5)
+    made = lively(Parallel(nn.Conv2d(4, 6, 3), 2, norm, "norm-relu"))
+    expected = sum(F.relu(branch[1](branch[0](inputs))) for branch in made.branches)
+    assert [type(m) for m in made.branches[0]] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    same(made(inputs), expected)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda layer, inner: Factorized(layer, 5, inner), lambda *a: Parallel(a[0], 2, None, a[1])]
+)
+def test_what_cannot_stand_there(make):
+    with pytest.raises(ValueError, match="inner='tanh' is none of linear, norm, relu, norm-relu"):
+        make(nn.Linear(4, 6), "tanh")
 
 
 def test_doped_computes_the_sum_and_keeps_its_product_dense():
@@ -164,8 +184,8 @@ def test_what_cannot_fold():
     wide = sparse_ift(nn.Sequential(*(nn.Linear(16, 16) for _ in range(5))), "wide", example_inputs=torch.zeros(1, 16))
     with pytest.raises(ValueError, match="nothing to fold"):
         fold(wide.model)
-    made = sparse_ift(Residual(), "factorized", 0.5, middle="norm-relu", example_inputs=SMALL).model
-    with pytest.raises(ValueError, match="an activation stands between"):
+    made = sparse_ift(Residual(), "factorized", 0.5, inner="norm-relu", example_inputs=SMALL).model
+    with pytest.raises(ValueError, match="an activation or a layer norm in every replaced layer"):
         fold(made)
     bare = Parallel(nn.Conv2d(2, 2, 1), 2, nn.BatchNorm2d(2, track_running_stats=False))
     with pytest.raises(ValueError, match="without running statistics"):

@@ -72,7 +72,28 @@ def loudness(layer, inputs):
 def test_a_sparse_layer_begins_with_the_variance_of_the_dense_one(kind, sparsity, convolution):
     torch.manual_seed(1)
     dense = Drawn(convolution)
-    model = masked(made(dense, kind, sparsity))
+    compare(dense, masked(made(dense, kind, sparsity)))
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "inner"),
+    [("factorized", "norm"), ("factorized", "relu"), ("factorized", "norm-relu"), ("parallel", "relu")],
+)
+def test_so_does_one_with_an_activation_or_a_norm_inside(kind, inner, convolution):
+    torch.manual_seed(1)
+    dense = Drawn(convolution)
+    compare(dense, masked(made(dense, kind, inner=inner)))
+
+
+def test_what_a_norm_divides_out_inside_of_a_layer_is_left():
+    result = made(Drawn(), "parallel", inner="norm-relu")
+    assert not result.rates
+    assert set(made(Drawn(), "factorized", inner="norm").rates) == {"layers.1.v.weight", "layers.2.v.weight"}
+
+
+def compare(dense, model):
+    convolution = isinstance(dense.layers[0], nn.Conv2d)
     for i in (1, 2):
         old, new = dense.layers[i], model.layers[i]
         fan_in = math.prod(old.weight.shape[1:])

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from setpoint.budget import Cost, Schedule, Target
 from setpoint.budget.schedule import Shape
 from setpoint.methods import Method, make_method
+from setpoint.transforms import Inner
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 RateSchedule = Literal["cosine", "constant"]
@@ -44,6 +45,8 @@ class TrainConfig:
         transform: how layers are made larger before training, for the operations of the dense model: wide, parallel,
             factorized or doped. It says how much goes, and of which weights; include and exclude choose the layers.
         transform_sparsity: that it spends.
+        transform_inner: what stands between the layers of factorized, and at the end of the branches of parallel:
+            linear (nothing), norm, relu or norm-relu.
         schedule: how the budget shrinks: cubic, linear, one-shot, or constant for methods that are sparse throughout;
             by default the method's, as are begin and end.
         begin: where the sparsify phase begins: a step (1000) or a fraction of the run (0.1).
@@ -87,6 +90,7 @@ class TrainConfig:
     exclude: tuple[str, ...] | None = None
     transform: Transform = "none"
     transform_sparsity: float = 0.75
+    transform_inner: Inner = "linear"
     schedule: Shape | None = None
     begin: int | float | None = None
     end: int | float | None = None
@@ -118,6 +122,7 @@ class TrainConfig:
         _check_choice("lr_schedule", self.lr_schedule, get_args(RateSchedule))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("transform", self.transform, get_args(Transform))
+        _check_choice("transform_inner", self.transform_inner, get_args(Inner))
         self._check_transform()
         # Building these is their check: a fault is told before any data are read.
         self.target, self.phases, self.build_method()
@@ -139,6 +144,11 @@ class TrainConfig:
         """Refuse what else would say how much goes."""
         if not 0.0 < self.transform_sparsity < 1.0:
             raise ValueError(f"transform_sparsity={self.transform_sparsity} must lie strictly between 0 and 1")
+        if self.transform_inner != "linear" and self.transform not in ("parallel", "factorized"):
+            raise ValueError(
+                f"transform_inner={self.transform_inner!r} is of the transformations parallel and factorized, not of "
+                f"{self.transform!r}"
+            )
         usual = {"sparsity": None, "budget": None, "hoyer": None, "cost": "params", "unit": "weight", "scope": "global"}
         for name, value in usual.items() if self.transform != "none" else ():
             if getattr(self, name) != value:

@@ -125,6 +125,7 @@ def _transform(config: TrainConfig, model: nn.Module, shape: tuple[int, ...]) ->
             example_inputs=example_input(shape),
             include=config.include or None,
             exclude=config.exclude or None,
+            inner=config.transform_inner,
         )
 
 

@@ -164,6 +164,7 @@ def default_folder(config: TrainConfig) -> Path:
     parts = [Path(config.data).name, config.model, config.method, f"{config.sparsity:g}" if config.sparsity else None]
     parts += [None if config.budget is None else f"{config.budget:g}{config.cost}"]
     parts += [None if config.transform == "none" else f"{config.transform}{config.transform_sparsity:g}"]
+    parts += [None if config.transform_inner == "linear" else config.transform_inner]
     parts += [None if config.unit == "weight" else config.unit.replace(":", "of")]
     parts += [None if config.hoyer is None else f"hoyer{config.hoyer:g}", f"seed{config.seed}"]
     return Path("runs") / "-".join(part for part in parts if part)

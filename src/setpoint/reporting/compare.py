@@ -27,6 +27,7 @@ _TRAITS = (
     "options",
     "transform",
     "transform_sparsity",
+    "transform_inner",
     "unit",
     "scope",
     "cost",
@@ -107,7 +108,7 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
 
 def _config(run: Run) -> dict[str, Any]:
     """Of a run, which may be from before there were transformations."""
-    return {"transform": "none", "transform_sparsity": 0.75, **run["config"]}
+    return {"transform": "none", "transform_sparsity": 0.75, "transform_inner": "linear", **run["config"]}
 
 
 def _label(run: Run, traits: Sequence[str]) -> str:

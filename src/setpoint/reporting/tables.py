@@ -40,7 +40,9 @@ def _title(run: Mapping[str, Any]) -> str:
 def _model(config: Mapping[str, Any]) -> str:
     if config.get("transform", "none") == "none":
         return str(config["model"])
-    return f"{config['model']}, {config['transform']} for {100 * config['transform_sparsity']:g} %,"
+    inner = config.get("transform_inner", "linear")
+    kind = config["transform"] if inner == "linear" else f"{config['transform']} ({inner})"
+    return f"{config['model']}, {kind} for {100 * config['transform_sparsity']:g} %,"
 
 
 def _header(run: Mapping[str, Any]) -> Table:

@@ -3,6 +3,7 @@
 from setpoint.transforms.doped import Doped
 from setpoint.transforms.factorized import Factorized
 from setpoint.transforms.fold import fold
+from setpoint.transforms.inner import Inner
 from setpoint.transforms.parallel import Parallel
 from setpoint.transforms.result import SparseIFT, SparseLayer
 from setpoint.transforms.sizes import doped_rank, factorized_rank, parallel_branches, wide_factor, wide_size
@@ -12,6 +13,7 @@ from setpoint.transforms.sparse_ift import Kind, sparse_ift
 __all__ = [
     "Doped",
     "Factorized",
+    "Inner",
     "Kind",
     "Parallel",
     "SparseIFT",

@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from setpoint.transforms.inner import Inner, inner_modules
 from setpoint.transforms.layers import Portion, after_norm, fans, folded, pointwise, resized, weight_and_bias
-
-Middle = Literal["linear", "norm", "norm-relu"]
-
-_NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
 
 
 class Factorized(nn.Module):
-    """`v(middle(u(x)))`: u reads what the layer reads, with its kernel and stride; v is 1x1, with its bias.
+    """`v(inner(u(x)))`: u reads what the layer reads, with its kernel and stride; v is 1x1, with its bias.
 
     Source: Thangarasa et al., Sparse-IFT, ICML 2024.
 
     Args:
         layer: to be replaced; Linear or convolution.
         rank: size between u and v, of one group of channels.
-        middle: `"linear"`, nothing, so that both fold into one layer; `"norm"`, a batch norm (after a Linear a layer
-            norm); `"norm-relu"`, a norm and a ReLU.
+        inner: what comes between u and v; with `"linear"` and with a batch norm, both fold into one layer.
     """
 
-    def __init__(self, layer: nn.Module, rank: int, middle: Middle = "linear") -> None:
+    def __init__(self, layer: nn.Module, rank: int, inner: Inner = "linear") -> None:
         super().__init__()
-        if middle not in get_args(Middle):
-            raise ValueError(f"middle={middle!r} is none of {', '.join(get_args(Middle))}")
         self.u = resized(layer, rank)
-        parts: list[nn.Module] = [] if middle == "linear" else [_norm(self.u)]
-        parts += [nn.ReLU()] if middle == "norm-relu" else []
-        self.middle = nn.Sequential(*parts) if parts else nn.Identity()
+        self.inner = nn.Sequential(*inner_modules(inner, self.u))
         self.v = pointwise(layer, rank, bias=True)
         self.train(layer.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map what the layer maps to what it makes."""
-        result: Tensor = self.v(self.middle(self.u(inputs)))
+        result: Tensor = self.v(self.inner(self.u(inputs)))
         return result
 
     @property
@@ -51,14 +42,17 @@ class Factorized(nn.Module):
         return ["u.weight", "v.weight"]
 
     def portions(self, densities: Mapping[str, float]) -> dict[str, Portion]:
-        """v makes the output of what u hands on."""
+        """v makes the output of what u hands on; a norm divides the scale of u out, a ReLU lets half pass."""
+        kinds = [type(module) for module in self.inner]
         entries = {name: fans(self.get_submodule(name[0]))[0] * densities.get(name, 1.0) for name in self.sparse}
-        return {name: Portion(1.0, n, inner=name == "u.weight") for name, n in entries.items()}
+        found = {"v.weight": Portion(1.0, entries["v.weight"], square=0.5 if nn.ReLU in kinds else 1.0)}
+        normed = bool(set(kinds) - {nn.ReLU})
+        return found if normed else {**found, "u.weight": Portion(1.0, entries["u.weight"], inner=True)}
 
     @torch.no_grad()
     def fold(self) -> nn.Module | None:
-        """One dense layer of the old sizes that computes what both do in evaluation mode; None for `"norm-relu"`."""
-        norms = list(self.middle.children())
+        """One dense layer of the old sizes that computes what both do in evaluation mode; None if it is not linear."""
+        norms = list(self.inner.children())
         if not all(isinstance(norm, _BatchNorm) for norm in norms):
             return None
         weight, bias = weight_and_bias(self.u)
@@ -85,11 +79,3 @@ def multiplied(v: nn.Module, weight: Tensor, bias: Tensor | None, u: nn.Module) 
         through = (blocks @ bias.reshape(groups, -1, 1)).reshape(-1)
         last = through if last is None else last + through
     return product.reshape(len(outer), *weight.shape[1:]), last
-
-
-def _norm(u: nn.Module) -> nn.Module:
-    weight = u._parameters["weight"]
-    assert weight is not None
-    kind: Any = next((norm for layer, norm in _NORMS.items() if isinstance(u, layer)), nn.LayerNorm)
-    made: nn.Module = kind(len(weight), device=weight.device, dtype=weight.dtype)
-    return made

@@ -18,7 +18,7 @@ def fold(model: nn.Module) -> nn.Module:
 
     Parallel branches, each with its batch norm, add up to a layer that keeps what any branch keeps. Factorized layers
     with nothing or a batch norm in between multiply to one layer of the old sizes, and doped ones add up to one; both
-    are then dense. Factorized layers with an activation in between stay. A widened model has nothing to fold.
+    are then dense. Layers with an activation or a layer norm inside stay. A widened model has nothing to fold.
 
     Args:
         model: transformed and trained; stays as it is.
@@ -30,7 +30,8 @@ def fold(model: nn.Module) -> nn.Module:
     found = [m for m in made.modules() if isinstance(m, Parallel | Factorized | Doped)]
     pairs = [(module, folded) for module in found if (folded := module.fold()) is not None]
     if not pairs:
-        why = "an activation stands between all factorized layers" if found else "there are no replaced layers in it"
+        there = "there is an activation or a layer norm in every replaced layer"
+        why = there if found else "there are no replaced layers in it"
         raise ValueError(f"the model has nothing to fold: {why}")
     for replaced, folded in pairs:
         put(made, replaced, folded)

@@ -20,11 +20,13 @@ class Portion:
         share: how much of the output it makes.
         entries: how many inputs each of its outputs adds up, those that a mask leaves.
         inner: whether it makes what another weight reads, rather than the output.
+        square: mean of the squares of its inputs, where those of the layer have 1.
     """
 
     share: float
     entries: float
     inner: bool = False
+    square: float = 1.0
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

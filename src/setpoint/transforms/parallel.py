@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -9,24 +10,27 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from setpoint.transforms.initialise import fresh_copy
+from setpoint.transforms.inner import Inner, inner_modules
 from setpoint.transforms.layers import Portion, after_norm, fans, folded, weight_and_bias
 
 
 class Parallel(nn.Module):
     """`sum_i norm_i(layer_i(x))`, or `sum_i layer_i(x)` where no batch norm follows the layer.
 
-    There is no activation in a branch, so that in evaluation mode the sum is one layer. Source: Thangarasa et al.,
-    Sparse-IFT, ICML 2024, the form of their CIFAR networks.
+    Without an activation in the branches, as in the paper's CIFAR networks, the sum is one layer in evaluation mode,
+    which computes nothing that the dense one could not; with one, as in its ImageNet networks, it computes more.
+    Source: Thangarasa et al., Sparse-IFT, ICML 2024.
 
     Args:
         layer: to be copied; Linear or convolution.
         branches: how many copies.
         norm: the batch norm that follows it, which moves into the branches.
+        inner: what comes at the end of each branch; a norm that moves in is there in any case.
     """
 
-    def __init__(self, layer: nn.Module, branches: int, norm: nn.Module | None = None) -> None:
+    def __init__(self, layer: nn.Module, branches: int, norm: nn.Module | None = None, inner: Inner = "linear") -> None:
         super().__init__()
-        parts = [layer] if norm is None else [layer, norm]
+        parts = [layer, *inner_modules(inner, layer, norm)]
         self.branches = nn.ModuleList(nn.Sequential(*(fresh_copy(p) for p in parts)) for _ in range(branches))
         self.train(layer.training)
 
@@ -43,13 +47,26 @@ class Parallel(nn.Module):
         return [f"branches.{i}.0.weight" for i in range(len(self.branches))]
 
     def portions(self, densities: Mapping[str, float]) -> dict[str, Portion]:
-        """Every branch makes the same part of the output."""
-        fan_in, share = fans(next(self.branches[0].children()))[0], 1.0 / len(self.branches)
+        """Every branch makes the same part of the output; a norm at its end divides the scale out."""
+        layer, *inner = self.branches[0].children()
+        if any(not isinstance(module, nn.ReLU) for module in inner):
+            return {}
+        fan_in, share = fans(layer)[0], 1.0 / self._square(len(self.branches), bool(inner))
         return {name: Portion(share, fan_in * densities.get(name, 1.0)) for name in self.sparse}
 
+    @staticmethod
+    def _square(branches: int, relu: bool) -> float:
+        """The mean square of the sum, of branches that are normal with variance 1 before a ReLU that they may have."""
+        return branches / 2 + branches * (branches - 1) / (2 * math.pi) if relu else float(branches)
+
     @torch.no_grad()
-    def fold(self) -> nn.Module:
-        """One layer that computes what this one does in evaluation mode; it keeps what any branch keeps."""
+    def fold(self) -> nn.Module | None:
+        """One layer that computes what this one does in evaluation mode; it keeps what any branch keeps.
+
+        None if it is not linear.
+        """
+        if any(not isinstance(module, _BatchNorm) for module in list(self.branches[0].children())[1:]):
+            return None
         weights, biases = [], []
         for branch in self.branches:
             layer, *norms = branch.children()

@@ -12,8 +12,8 @@ from torch.utils import _pytree
 
 from setpoint.budget.flops import count_flops
 from setpoint.budget.watching import FlopCount, watch_forward
-from setpoint.transforms.factorized import Middle
 from setpoint.transforms.flow import follow, shapes_of
+from setpoint.transforms.inner import Inner, check_inner
 from setpoint.transforms.patterns import Chosen
 from setpoint.transforms.result import SparseIFT, SparseLayer
 from setpoint.transforms.sizes import exact_sparsity, parallel_branches
@@ -38,7 +38,7 @@ def sparse_ift(
     include: Patterns = None,
     exclude: Patterns = None,
     initialise: Initialise = "fresh",
-    middle: Middle = "linear",
+    inner: Inner = "linear",
 ) -> SparseIFT:
     """Spend a sparsity on size: a copy of a model whose layers hold more weights, of which most are to be zero.
 
@@ -71,20 +71,22 @@ def sparse_ift(
             the variance that the dense ones begin with (`setpoint.transforms.variance`). A function is called with the
             model instead of that. `"grow"`, of `"wide"` only: units are repeated so that the model computes what the
             dense one does.
-        middle: of `"factorized"`, what comes between the two layers: `"linear"`, `"norm"` or `"norm-relu"`.
+        inner: what comes between the two layers of `"factorized"`, and at the end of each branch of `"parallel"`:
+            `"linear"`, nothing; `"norm"`, `"relu"` or `"norm-relu"`. A batch norm that follows a parallel layer is in
+            its branches in any case. Without an activation neither kind computes what the dense layer could not.
 
     Raises:
         ValueError: for anything that cannot be done, naming the module, what was asked and what is possible.
     """
     dense = unwrap(model)
-    _check(dense, kind, sparsity, initialise, middle)
+    _check(dense, kind, sparsity, initialise, inner)
     inputs = _placed(dense, example_inputs)
     chosen, flow, (flops, between) = Chosen.of(include, exclude), follow(dense, inputs), count_flops(dense, inputs)
     made = copy.deepcopy(dense)
     if kind == "wide":
         names, left = widen(made, sparsity, inputs, flow, flops, chosen, initialise)
     else:
-        names, left = swap(made, kind, sparsity, flow, flops, chosen, middle)
+        names, left = swap(made, kind, sparsity, flow, flops, chosen, inner)
     if not names:
         reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
         raise ValueError(f"no layer can be replaced ({reasons})" if reasons else "the model has no layer to replace")
@@ -97,7 +99,7 @@ def sparse_ift(
     return replace(result, rates=rate_factors(made, dense, result.layers, flow.norms))
 
 
-def _check(model: nn.Module, kind: str, sparsity: float, initialise: Initialise, middle: str) -> None:
+def _check(model: nn.Module, kind: str, sparsity: float, initialise: Initialise, inner: str) -> None:
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r} is none of {', '.join(get_args(Kind))}")
     exact_sparsity(sparsity)
@@ -110,10 +112,12 @@ def _check(model: nn.Module, kind: str, sparsity: float, initialise: Initialise,
         raise ValueError(f"initialise={initialise!r} is none of 'fresh', 'grow' or a function of the model")
     if initialise == "grow" and kind != "wide":
         raise ValueError(f"initialise='grow' repeats units, which only kind='wide' does; {kind!r} takes 'fresh'")
-    if middle not in get_args(Middle):
-        raise ValueError(f"middle={middle!r} is none of {', '.join(get_args(Middle))}")
-    if middle != "linear" and kind != "factorized":
-        raise ValueError(f"middle={middle!r} stands between the two layers of kind='factorized'; {kind!r} has none")
+    check_inner(inner)
+    if inner != "linear" and kind not in ("parallel", "factorized"):
+        raise ValueError(
+            f"inner={inner!r} stands between the layers of kind='factorized' and in the branches of kind='parallel'; "
+            f"{kind!r} has no such place"
+        )
     for path, module in model.named_modules():
         if hasattr(module, "_orig_mod"):
             raise ValueError(f"module {path!r} is compiled: transform the model first, and compile what comes of it")

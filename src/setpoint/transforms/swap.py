@@ -9,9 +9,10 @@ from typing import Literal
 from torch import nn
 
 from setpoint.transforms.doped import Doped
-from setpoint.transforms.factorized import Factorized, Middle
+from setpoint.transforms.factorized import Factorized
 from setpoint.transforms.flow import Flow
 from setpoint.transforms.initialise import reset_owners
+from setpoint.transforms.inner import Inner
 from setpoint.transforms.layers import fans, is_replaceable
 from setpoint.transforms.parallel import Parallel
 from setpoint.transforms.patterns import Chosen
@@ -42,7 +43,7 @@ def swap(
     flow: Flow,
     flops: Mapping[str, int],
     chosen: Chosen,
-    middle: Middle,
+    inner: Inner,
 ) -> tuple[list[str], dict[str, str]]:
     """Replace the layers between the first and the last, in place.
 
@@ -53,7 +54,7 @@ def swap(
         flow: through the model.
         flops: of its weights.
         chosen: which of its layers.
-        middle: of factorized layers.
+        inner: of factorized and parallel layers.
 
     Returns:
         Names of the weights that are to be sparse; and of those that were left dense, with the reason.
@@ -77,7 +78,7 @@ def swap(
         else:
             taken.append(candidate)
     _check_ties(model, taken)
-    sparse = [name for c in taken for name in _replace(model, c, kind, sparsity, flow.norms.get(c.path), middle)]
+    sparse = [name for c in taken for name in _replace(model, c, kind, sparsity, flow.norms.get(c.path), inner)]
     reset_owners(model, {c.path.rpartition(".")[0] for c in taken})
     return sparse, left
 
@@ -140,17 +141,17 @@ def _check_ties(model: nn.Module, taken: Collection[_Candidate]) -> None:
 
 
 def _replace(
-    model: nn.Module, candidate: _Candidate, kind: SwapKind, sparsity: float, norm: str | None, middle: Middle
+    model: nn.Module, candidate: _Candidate, kind: SwapKind, sparsity: float, norm: str | None, inner: Inner
 ) -> list[str]:
     made: Parallel | Factorized | Doped
     fan_in, fan_out, _ = fans(candidate.module)
     if kind == "parallel":
         follows = None if norm is None else model.get_submodule(norm)
-        made = Parallel(candidate.module, parallel_branches(sparsity), follows)
+        made = Parallel(candidate.module, parallel_branches(sparsity), follows, inner)
         if follows is not None:
             put(model, follows, nn.Identity())
     elif kind == "factorized":
-        made = Factorized(candidate.module, factorized_rank(fan_in, fan_out, sparsity), middle)
+        made = Factorized(candidate.module, factorized_rank(fan_in, fan_out, sparsity), inner)
     else:
         rank = doped_rank(fan_in, fan_out, sparsity)
         if rank < 1:

@@ -72,7 +72,7 @@ def keep_variance(
     drawn = _first_deviations(dense)
     for found in _found(made, dense, layers, followed):
         gain = 1.0 if found.portion.inner else found.portion.share * found.fan_in * drawn[found.dense] ** 2
-        _scale(made.get_parameter(found.name), math.sqrt(gain / found.portion.entries))
+        _scale(made.get_parameter(found.name), math.sqrt(gain / (found.portion.entries * found.portion.square)))
 
 
 def rate_factors(
