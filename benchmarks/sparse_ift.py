@@ -3,8 +3,9 @@
 A model that is too small for its data is trained dense, and with its layers made larger in each of the four ways, at
 the operations of the dense one: with masks that are drawn once (`static`), that move at random (`set`) and that grow by
 gradient (`rigl`). Parallel and factorized layers also have an activation inside, as in the paper's ImageNet and CIFAR
-networks: without one they compute nothing that the dense layer could not. All runs of a model have the same recipe. A finished run is not repeated, a stopped one goes on where
-it was; after each, `results/<data>-<model>-transforms.{json,md,png}` are written anew.
+networks: without one they compute nothing that the dense layer could not. All runs of a model have the same recipe. A
+finished run is not repeated, a stopped one goes on where it was; after each,
+`results/<data>-<model>-transforms.{json,md,png}` are written anew.
 
     python benchmarks/sparse_ift.py resnet20
     python benchmarks/sparse_ift.py gpt --kinds wide --methods rigl --seeds 0 1 2

@@ -60,8 +60,8 @@ def _page(model: str, runs: Sequence[Run], name: str) -> list[str]:
         f"{100 * config['transform_sparsity']:g} % and keep the operations of the dense model. The epoch is chosen on "
         "validation examples. `difference`: to the dense twins of the same seeds, a positive number is better. "
         "`operations`: on kernels that skip zeros, and `stored`: what dense kernels compute, as multiples of the dense "
-        "model's. `exact`: runs that end with exactly the weights that were handed out. `relu` and `norm-relu` stand at "
-        "the end of parallel branches and between factorized layers.",
+        "model's. `exact`: runs that end with exactly the weights that were handed out. `relu` stands at the end of "
+        "each parallel branch, `norm-relu` between the layers of a factorized one.",
         "",
         f"| layers | masks | test {measure.name} | difference | operations | stored | exact | figures |",
         "|---|---|---|---|---|---|---|---|",
