@@ -95,6 +95,12 @@ def test_what_stands_between_factors_and_in_branches(inner, layer, kinds):
     assert len({id(p) for m in made[1].branches for p in m.parameters()}) == len(list(made[1].parameters()))
 
 
+def test_a_norm_takes_the_outputs_of_a_transposed_linear():
+    layer = pytest.importorskip("transformers").pytorch_utils.Conv1D(6, 4)
+    for made in (Factorized(layer, 5, "norm"), Parallel(layer, 2, inner="norm-relu")):
+        assert made(torch.randn(2, 3, 4)).shape == (2, 3, 6)
+
+
 def test_a_branch_computes_its_norm_before_its_activation():
     norm, inputs = nn.BatchNorm2d(6), torch.randn(4, 4, 5, 5)
     made = lively(Parallel(nn.Conv2d(4, 6, 3), 2, norm, "norm-relu"))
