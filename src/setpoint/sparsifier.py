@@ -95,7 +95,7 @@ class Sparsifier:
         self._optimizer = optimizer
         self._step = 0
         self._frozen = False
-        self._zeros_at_update = 0.0
+        self._sparsity = 0.0
         self._support = Support(self._layers)
         # Of a method that is always sparse: norms of gradients that were masked since, by layer.
         self._felt: list[Tensor] | None = None
@@ -136,7 +136,7 @@ class Sparsifier:
 
         Between updates, methods that let units grow back may have fewer; `report()` counts what is there now.
         """
-        return self._zeros() if self._frozen else self._zeros_at_update
+        return self._sparsity
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -189,6 +189,7 @@ class Sparsifier:
         self._memories = [{} for _ in self._budgets]
         self._statistics.restart()
         self._hold()
+        self._sparsity = self._zeros()
 
     def _final_cut(self, number: int) -> Sequence[Tensor]:
         """Which units of a budget stay. A budget in milliseconds is checked on a model of the widths that are left."""
@@ -259,7 +260,7 @@ class Sparsifier:
             "step": self._step,
             "frozen": self._frozen,
             "frozen_at": self._frozen_at,
-            "zeros_at_update": self._zeros_at_update,
+            "sparsity": self._sparsity,
             "memories": self._memories,
             "history": self._history,
             "latency": None if self._latency is None else self._latency.state_dict(),
@@ -287,7 +288,7 @@ class Sparsifier:
         self._support.undraw()
         self._support.load_state_dict(state)
         self._step, self._frozen = int(state["step"]), bool(state["frozen"])
-        self._zeros_at_update, self._frozen_at = float(state["zeros_at_update"]), int(state["frozen_at"])
+        self._sparsity, self._frozen_at = float(state["sparsity"]), int(state["frozen_at"])
         self._history = [dict(row) for row in state["history"]]
         self._memories = [
             _placed(memory, self._layers[budget.layers[0]].device)
@@ -399,8 +400,8 @@ class Sparsifier:
             self._support.kept = [held[i] != 0 for i in range(len(self._layers))]
             self._support.clear_state(self._optimizer)
             self._hold()
-        self._zeros_at_update = self._zeros()
-        self._history.append({"step": self._step, "asked": self._asked_now(), "zeros": self._zeros_at_update, **gauges})
+        self._sparsity = self._zeros()
+        self._history.append({"step": self._step, "asked": self._asked_now(), "zeros": self._sparsity, **gauges})
 
     def _zeros(self) -> float:
         """Fraction of entries that are zero, or of units that are, or behind gates that are shut.

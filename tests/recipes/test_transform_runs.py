@@ -182,6 +182,18 @@ def test_the_usual_sparsity_gives_way() -> None:
     assert TrainConfig.of({"transform": "none"}).sparsity == 0.9
 
 
+def test_progress_says_from_the_first_steps_on_how_many_zeros_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("setpoint.recipes.fit._SIGN_EVERY", 0.0)
+    told: list[Progress] = []
+    result = train_run(replace(QUICK, method="static"), tmp_path / "run", progress=told.append)
+    assert told[0].epoch == 1
+    assert told[0].row is None
+    sparse = [p.sparsity for p in told if p.stage == "sparse"]
+    assert set(sparse) == {1.0 - result.report["params_kept"] / result.report["params"]}
+
+
 @pytest.mark.parametrize("method", ["static", "set", "rigl"])
 def test_moving_supports_hold_the_count_in_the_file(method: str, tmp_path: Path) -> None:
     result = train_run(replace(QUICK, method=method, epochs=3), tmp_path / "run")

@@ -180,7 +180,7 @@ class Fit:
                 loss=float(now.loss_sum) / max(1, now.batch),
                 validation_loss=None if last is None else last.validation_loss,
                 validation_accuracy=None if last is None else last.validation_accuracy,
-                sparsity=0.0 if last is None else last.sparsity,
+                sparsity=0.0 if parts.sparsifier is None else parts.sparsifier.sparsity,
                 remaining=self._seconds / self._step_number * to_go if self._step_number else None,
                 row=row,
             )

@@ -60,7 +60,7 @@ class Progress:
         loss: mean over the epoch's batches so far.
         validation_loss: after the last epoch; None before the first.
         validation_accuracy: likewise.
-        sparsity: zeros after the last epoch.
+        sparsity: fraction of the sparse layers' entries that the last update left zero.
         remaining: seconds still to go, estimated; None before there is anything to go by.
         row: what was measured, where an epoch has just ended.
     """
