@@ -30,6 +30,8 @@ RESULTS = Path(__file__).parent / "results"
 # With what stands inside of a layer, where that is not nothing.
 KINDS = ("wide", "parallel", "parallel-relu", "factorized", "factorized-norm-relu", "doped")
 METHODS = ("static", "set", "rigl")
+# Masks that are asked for beside these: fewer weights move, and new ones take no larger steps of Adam than the old.
+GENTLE = {"drop_fraction": 0.1, "second_moment": "mean"}
 SPARSITY = 0.75
 # Narrow enough that the data hold more than the model can learn.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -59,6 +61,7 @@ class Trial:
         """What it is told."""
         kind, _, inner = self.kind.partition("-")
         told: dict[str, Any] = {"transform": kind, "transform_inner": inner or "linear", "method": self.method}
+        told |= {"method": "rigl", "options": GENTLE} if self.method == "gentle" else {}
         told |= {"model": self.model, "seed": self.seed, "transform_sparsity": SPARSITY, **SETTINGS[self.model]}
         return resolve(TrainConfig.of(told))
 
@@ -72,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=list(SETTINGS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, "gentle"), default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"))

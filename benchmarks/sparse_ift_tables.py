@@ -15,7 +15,12 @@ from setpoint.reporting.measures import MEASURES, Measure
 Run = Mapping[str, Any]
 
 KINDS = ("wide", "parallel", "parallel-relu", "factorized", "factorized-norm-relu", "doped")
-MASKS = {"static": "drawn once", "set": "moving at random", "rigl": "growing by gradient"}
+MASKS = {
+    "static": "static (drawn once)",
+    "set": "set (moving at random)",
+    "rigl": "rigl (growing by gradient)",
+    "gentle": "rigl (moving less)",
+}
 MODELS = {"resnet20": "ResNet-20", "gpt": "GPT on bytes"}
 DATA = {
     "cifar10": "CIFAR-10 as JPEG (quality about 75, not the original pixels)",
@@ -87,7 +92,7 @@ def _row(own: Sequence[Run], twins: Mapping[int, float], measure: Measure) -> st
     exact = sum(bool(run["report"]["exact"]) for run in own)
     cells = (
         own[0]["kind"].replace("-", ", ", 1),
-        f"`{own[0]['mask']}`",
+        _mask(own[0]),
         _words([_figure(run, measure, "test") for run in own], measure),
         measure.difference(sum(gains) / len(gains)),
         f"{made['flops'] / made['dense_flops']:.6f}",
@@ -96,6 +101,12 @@ def _row(own: Sequence[Run], twins: Mapping[int, float], measure: Measure) -> st
         "measured",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _mask(run: Run) -> str:
+    config = run["config"]
+    options = "".join(f", {key} {value}" for key, value in config["options"].items())
+    return f"`{config['method']}`{options}"
 
 
 def _figure(run: Run, measure: Measure, split: str) -> float:
@@ -134,7 +145,7 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
             places,
             [s.mean for s in spreads],
             yerr=[[s.mean - s.low for s in spreads], [s.high - s.mean for s in spreads]],
-            label=f"{mask} ({words})",
+            label=words,
             color=COLORS[index],
             marker=MARKERS[index],
             linestyle="none",
