@@ -17,8 +17,8 @@ Run = Mapping[str, Any]
 KINDS = ("wide", "parallel", "parallel-relu", "factorized", "factorized-norm-relu", "doped")
 MASKS = {
     "static": "static (drawn once)",
-    "set": "set (moving at random)",
-    "rigl": "rigl (growing by gradient)",
+    "set": "set (at random)",
+    "rigl": "rigl (by gradient)",
     "gentle": "rigl (moving less)",
 }
 MODELS = {"resnet20": "ResNet-20", "gpt": "GPT on bytes"}
@@ -158,5 +158,5 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
         percent_axis(axes.yaxis)
     axes.margins(x=0.08, y=0.12)
     clean(axes)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False, labelcolor=INK)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
     save_figure(figure, path)
