@@ -45,8 +45,8 @@ class Doped(nn.Module):
         fan_in, rank, stays = fans(self.layer)[0], fans(self.v)[0], densities.get("layer.weight", 1.0)
         return {
             "layer.weight": Portion(stays, fan_in * stays),
-            "u.weight": Portion(1.0, fan_in, inner=True),
-            "v.weight": Portion(1.0 - stays, rank),
+            "u.weight": Portion(1.0, fan_in, "inner"),
+            "v.weight": Portion(1.0 - stays, rank, "outer"),
         }
 
     @torch.no_grad()

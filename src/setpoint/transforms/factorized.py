@@ -45,9 +45,9 @@ class Factorized(nn.Module):
         """v makes the output of what u hands on; a norm divides the scale of u out, a ReLU lets half pass."""
         kinds = [type(module) for module in self.inner]
         entries = {name: fans(self.get_submodule(name[0]))[0] * densities.get(name, 1.0) for name in self.sparse}
-        found = {"v.weight": Portion(1.0, entries["v.weight"], square=0.5 if nn.ReLU in kinds else 1.0)}
+        found = {"v.weight": Portion(1.0, entries["v.weight"], "outer", 0.5 if nn.ReLU in kinds else 1.0)}
         normed = bool(set(kinds) - {nn.ReLU})
-        return found if normed else {**found, "u.weight": Portion(1.0, entries["u.weight"], inner=True)}
+        return found if normed else {**found, "u.weight": Portion(1.0, entries["u.weight"], "inner")}
 
     @torch.no_grad()
     def fold(self) -> nn.Module | None:

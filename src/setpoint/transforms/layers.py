@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,14 @@ class Portion:
     Attributes:
         share: how much of the output it makes.
         entries: how many inputs each of its outputs adds up, those that a mask leaves.
-        inner: whether it makes what another weight reads, rather than the output.
+        place: `"alone"`, between the layer's input and output; of two weights in a row `"inner"` the first, which makes
+            what the other reads, and `"outer"` the second.
         square: mean of the squares of its inputs, where those of the layer have 1.
     """
 
     share: float
     entries: float
-    inner: bool = False
+    place: Literal["alone", "inner", "outer"] = "alone"
     square: float = 1.0
 
 

@@ -59,7 +59,8 @@ class SparseIFT:
         dense_parameters: entries of all the dense twin's parameters.
         parameters: entries of all the model's parameters, as they are stored.
         rates: by the names of weights, what Adam's learning rate is multiplied by so that an output moves as far in a
-            step as the dense layer's does (`setpoint.transforms.variance`); those that are not named keep theirs.
+            step as the dense layer's does (`setpoint.transforms.variance`); those that are not named keep theirs, the
+            two of a product among them.
     """
 
     kind: str

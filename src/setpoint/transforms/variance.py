@@ -6,6 +6,8 @@ A mask takes part of what a layer adds up, and layers one behind another multipl
   `I sigma^2` that the dense one begins with, of its fan-in I and the deviation sigma that its model draws it with;
 - a step of Adam, which moves every entry equally far, moves an output by as much as there are entries to add up. To
   move it as far as the dense layer's, the learning rate is multiplied by I and divided by the entries that are left.
+  Of two layers in a row each moves the output through the other, by as much as the other's weights have grown: no
+  factor holds for long, and both keep the dense rate. (Scaled as if they were alone, those of a GPT learned worse.)
 
 A layer whose output a batch norm takes is left as it was drawn, since the norm divides its scale out.
 
@@ -71,7 +73,7 @@ def keep_variance(
         return
     drawn = _first_deviations(dense)
     for found in _found(made, dense, layers, followed):
-        gain = 1.0 if found.portion.inner else found.portion.share * found.fan_in * drawn[found.dense] ** 2
+        gain = 1.0 if found.portion.place == "inner" else found.portion.share * found.fan_in * drawn[found.dense] ** 2
         _scale(made.get_parameter(found.name), math.sqrt(gain / (found.portion.entries * found.portion.square)))
 
 
@@ -84,7 +86,7 @@ def rate_factors(
         made, dense, layers, followed: as in `keep_variance`.
     """
     found = _found(made, dense, layers, followed)
-    return {f.name: f.portion.share * f.fan_in / f.portion.entries for f in found if f.portion.share > 0.0}
+    return {f.name: f.portion.share * f.fan_in / f.portion.entries for f in found if f.portion.place == "alone"}
 
 
 def _found(
