@@ -130,7 +130,7 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
     measure = MEASURES[runs[0]["task"]]
     figure = new_figure(7.5, 4.6)
     axes = figure.subplots()
-    dense = Spread.of([_figure(run, measure, "dense_test") for run in runs])
+    dense = Spread.of(list({run["seed"]: _figure(run, measure, "dense_test") for run in runs}.values()))
     axes.axhline(dense.mean, color=DENSE, linestyle="--", linewidth=1.4, label="dense twin")
     axes.axhspan(dense.low, dense.high, color=DENSE, alpha=0.15, linewidth=0)
     kinds = [kind for kind in KINDS if any(run["kind"] == kind for run in runs)]
@@ -141,6 +141,8 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
             if own:
                 places.append(place + 0.18 * (index - 1))
                 spreads.append(Spread.of(own))
+        if not spreads:
+            continue
         axes.errorbar(
             places,
             [s.mean for s in spreads],
