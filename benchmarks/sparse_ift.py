@@ -25,10 +25,9 @@ from typing import Any
 
 from pool import run_pool
 from setpoint.recipes import TrainConfig, resolve, train_run
+from sparse_ift_tables import KINDS, write_results
 
 RESULTS = Path(__file__).parent / "results"
-# With what stands inside of a layer, where that is not nothing.
-KINDS = ("wide", "parallel", "parallel-relu", "factorized", "factorized-norm-relu", "doped")
 METHODS = ("static", "set", "rigl")
 # Masks that are asked for beside these: fewer weights move, and new ones take no larger steps of Adam than the old.
 GENTLE = {"drop_fraction": 0.1, "second_moment": "mean"}
@@ -110,8 +109,6 @@ def _tell(args: argparse.Namespace, trial: Trial, result: dict[str, Any]) -> Non
 
 def collect(args: argparse.Namespace) -> None:
     """Write the results from all finished runs of the model."""
-    from sparse_ift_tables import write_results
-
     found = []
     for path in sorted(args.runs.glob(f"transforms-{args.model}-*/report.json")):
         kind, method, seed = path.parent.name.removeprefix(f"transforms-{args.model}-").rsplit("-", 2)

@@ -14,6 +14,7 @@ from setpoint.reporting.measures import MEASURES, Measure
 
 Run = Mapping[str, Any]
 
+# With what stands inside of a layer, where that is not nothing.
 KINDS = ("wide", "parallel", "parallel-relu", "factorized", "factorized-norm-relu", "doped")
 MASKS = {
     "static": "static (drawn once)",
@@ -82,7 +83,9 @@ def _page(model: str, runs: Sequence[Run], name: str) -> list[str]:
 
 def _rates(config: Mapping[str, Any]) -> str:
     scaled = config["optimizer"] in ("adam", "adamw")
-    return ", but that Adam's learning rates are scaled for the entries that masks leave" if scaled else ""
+    return (
+        ", but that Adam's learning rates of wide layers are scaled for the entries that masks leave" if scaled else ""
+    )
 
 
 def _row(own: Sequence[Run], twins: Mapping[int, float], measure: Measure) -> str:

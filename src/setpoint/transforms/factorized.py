@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from setpoint.transforms.inner import Inner, inner_modules
+from setpoint.transforms.inner import Inner, divides_scale, inner_modules
 from setpoint.transforms.layers import Portion, after_norm, fans, folded, pointwise, resized, weight_and_bias
 
 
@@ -43,11 +43,10 @@ class Factorized(nn.Module):
 
     def portions(self, densities: Mapping[str, float]) -> dict[str, Portion]:
         """v makes the output of what u hands on; a norm divides the scale of u out, a ReLU lets half pass."""
-        kinds = [type(module) for module in self.inner]
         entries = {name: fans(self.get_submodule(name[0]))[0] * densities.get(name, 1.0) for name in self.sparse}
-        found = {"v.weight": Portion(1.0, entries["v.weight"], "outer", 0.5 if nn.ReLU in kinds else 1.0)}
-        normed = bool(set(kinds) - {nn.ReLU})
-        return found if normed else {**found, "u.weight": Portion(1.0, entries["u.weight"], "inner")}
+        square = 0.5 if any(isinstance(module, nn.ReLU) for module in self.inner) else 1.0
+        found = {"v.weight": Portion(1.0, entries["v.weight"], "outer", square)}
+        return found if divides_scale(self.inner) else {**found, "u.weight": Portion(1.0, entries["u.weight"], "inner")}
 
     @torch.no_grad()
     def fold(self) -> nn.Module | None:

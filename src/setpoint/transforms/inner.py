@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -34,6 +35,11 @@ def inner_modules(inner: Inner, layer: nn.Module, norm: nn.Module | None = None)
     check_inner(inner)
     parts = [norm] if norm is not None else [_norm(layer)] if inner.startswith("norm") else []
     return [*parts, nn.ReLU()] if inner.endswith("relu") else parts
+
+
+def divides_scale(modules: Iterable[nn.Module]) -> bool:
+    """Whether there is a norm among such modules, so that the scale of what comes before them is divided out."""
+    return any(not isinstance(module, nn.ReLU) for module in modules)
 
 
 def _norm(layer: nn.Module) -> nn.Module:

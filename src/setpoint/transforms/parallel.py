@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from setpoint.transforms.initialise import fresh_copy
-from setpoint.transforms.inner import Inner, inner_modules
+from setpoint.transforms.inner import Inner, divides_scale, inner_modules
 from setpoint.transforms.layers import Portion, after_norm, fans, folded, weight_and_bias
 
 
@@ -49,7 +49,7 @@ class Parallel(nn.Module):
     def portions(self, densities: Mapping[str, float]) -> dict[str, Portion]:
         """Every branch makes the same part of the output; a norm at its end divides the scale out."""
         layer, *inner = self.branches[0].children()
-        if any(not isinstance(module, nn.ReLU) for module in inner):
+        if divides_scale(inner):
             return {}
         fan_in, share = fans(layer)[0], 1.0 / self._square(len(self.branches), bool(inner))
         return {name: Portion(share, fan_in * densities.get(name, 1.0)) for name in self.sparse}
