@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Sequence
+from typing import Protocol, cast
 
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -14,7 +15,18 @@ from setpoint.units import Layer
 _HELD = WeakIdKeyDictionary()
 
 
-def claim(owner: object, layers: Sequence[Layer]) -> None:
+class Owner(Protocol):
+    """A run, as those see it who are handed its model."""
+
+    @property
+    def phase(self) -> str:
+        """Where it stands."""
+
+    def check(self, what: str) -> None:
+        """Warn if the model is not what the run was to make of it, given what is done with it."""
+
+
+def claim(owner: Owner, layers: Sequence[Layer]) -> None:
     """Take layers for one run.
 
     Raises:
@@ -46,8 +58,8 @@ def release(layers: Sequence[Layer]) -> None:
             _HELD.pop(part.parameter, None)  # type: ignore[no-untyped-call]
 
 
-def holders(model: nn.Module) -> list[object]:
+def holders(model: nn.Module) -> list[Owner]:
     """The runs that hold parameters of a model."""
     references = [_HELD.get(parameter) for parameter in model.parameters()]  # type: ignore[no-untyped-call]
     found = {id(owner): owner for reference in references if reference is not None and (owner := reference())}
-    return list(found.values())
+    return cast("list[Owner]", list(found.values()))

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 
 from setpoint.norms import NormWatch
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer, Layout, Part, Partition, partition
 
 # Under this name a module holds its gates, by the names of the parameters that they multiply.
@@ -179,17 +179,16 @@ class Gates:
         gates = self._by_site[site]
         return (gates.sample if site.module.training else gates.test).flatten()
 
-    def slopes(self, index: int, optimizer: Optimizer) -> Tensor:
+    def slopes(self, index: int, optimizers: OptimizerSet) -> Tensor:
         """Derivative of the loss by each of one layer's gates, flat; 0 for gates that are zero."""
         z = self.samples(index)
-        felt = [(site.units, site.parameter.detach(), site.parameter.grad) for site in self._sites[index]]
-        sums = [units.sums(grad.float() * weight.float(), weight) for units, weight, grad in felt if grad is not None]
+        felt = [
+            (site.units, site.parameter.detach(), _gradient(site.parameter, optimizers)) for site in self._sites[index]
+        ]
+        sums = [units.sums(grad * weight.float(), weight) for units, weight, grad in felt if grad is not None]
         if not sums:
             return torch.zeros_like(z)
         total = sums[0].flatten() if len(sums) == 1 else torch.stack([s.flatten() for s in sums]).sum(0)
-        # A fused optimizer takes the scale of a gradient scaler off within its step.
-        scale = getattr(optimizer, "grad_scale", None)
-        total = total if scale is None else total / scale
         return torch.where(z > 0, total / z, 0.0)
 
     def _watching(self) -> NormWatch:
@@ -202,6 +201,14 @@ class Gates:
         for site in self._sites[index]:
             parameter = site.parameter
             parameter.mul_(site.units.expand(factors.reshape(site.units.counts), parameter).to(parameter.dtype))
+
+
+def _gradient(parameter: nn.Parameter, optimizers: OptimizerSet) -> Tensor | None:
+    """In float32 and without a scaler's scale, which a fused optimizer takes off within its step."""
+    if parameter.grad is None:
+        return None
+    scale = getattr(optimizers.of(parameter), "grad_scale", None)
+    return parameter.grad.float() if scale is None else parameter.grad.float() / scale
 
 
 def _take_off(hung: list[tuple[Site, UnitGates]]) -> None:

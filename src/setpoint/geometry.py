@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer, Partition
 
 FOLLOWED = (SGD, Adam, AdamW)
@@ -48,7 +49,7 @@ def proximal_geometry(optimizer: Optimizer, parameter: Tensor, partition: Partit
 
 
 @torch.no_grad()
-def layer_geometry(optimizer: Optimizer, layer: Layer) -> tuple[float, Tensor | None]:
+def layer_geometry(optimizers: OptimizerSet, layer: Layer) -> tuple[float, Tensor | None]:
     """Step size and metric of one optimizer step on a layer's units, as their magnitudes have it.
 
     Of units that reach into several parameters, those of the first one. A magnitude that is a norm by a scale s has the
@@ -58,7 +59,7 @@ def layer_geometry(optimizer: Optimizer, layer: Layer) -> tuple[float, Tensor | 
         As `proximal_geometry`; the step is the largest of several, and the metric of smaller ones the larger.
     """
     parts = layer.leading
-    found = [proximal_geometry(optimizer, part.parameter, part.partition) for part in parts]
+    found = [proximal_geometry(optimizers.of(p.parameter), p.parameter, p.partition) for p in parts]
     if len(parts) == 1 and layer.scale is None:
         return found[0]
     base = max(step for step, _ in found)

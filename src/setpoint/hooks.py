@@ -1,10 +1,10 @@
-"""What hangs on an optimizer: seeing each step that really happens, and riding in its state dict."""
+"""What hangs on optimizers: seeing each step that really happens."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,26 +12,32 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from setpoint.optimizer_set import OptimizerSet
+from setpoint.reading import count
+
 NonFinite = Literal["skip", "raise", "unchecked"]
-_STATE_KEY = "setpoint"
 # So many steps in a row without one finite gradient are no accident of a loss scale.
 _PATIENCE = 100
 
 
 class StepHooks:
-    """Calls `after` once for every optimizer step that was taken, and not for those that were skipped.
+    """Tells of every optimizer step that was taken, and not of those that were skipped.
 
     A step is skipped where gradients hold NaN or infinite values: by a gradient scaler (which then does not step, or
     hands `found_inf` to a fused optimizer), and otherwise here, by taking the gradients away, so that the optimizer
-    touches neither weights nor its own state.
+    touches neither weights nor its own state. A step that cannot move anything, by which
+    `torch.distributed.checkpoint` has optimizers make their state, is no step of the run.
+
+    Of several optimizers, a step of the run is complete when each of them has taken one; each is skipped for its own
+    gradients.
 
     Args:
-        optimizer: one that `checked_optimizer` has let through.
-        before: called before each step that will be taken, its gradients being ready.
-        after: called after each step taken.
-        key: names this user of the optimizer in its state dict.
-        save: gives the state to ride in the optimizer's `state_dict()`.
-        load: takes it back, before the optimizer loads its own.
+        optimizers: those that `checked_optimizer` has let through.
+        begin: called before the first optimizer's step of each step of the run that will be taken, its gradients being
+            ready.
+        before: called before each optimizer's step that will be taken.
+        between: called after an optimizer's step, when others are still to take theirs.
+        after: called after each step of the run.
         nonfinite: `"skip"` as said, with a warning; `"raise"` refuses the step with FloatingPointError; `"unchecked"`
             does not look at gradients, which takes a pass over them and, on a GPU, waits for them.
 
@@ -41,33 +47,34 @@ class StepHooks:
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizers: OptimizerSet,
         *,
+        begin: Callable[[], None],
         before: Callable[[], None],
+        between: Callable[[], None],
         after: Callable[[], None],
-        key: str,
-        save: Callable[[], dict[str, Any]],
-        load: Callable[[dict[str, Any]], None],
         nonfinite: NonFinite = "skip",
     ) -> None:
         if nonfinite not in get_args(NonFinite):
             raise ValueError(f"nonfinite={nonfinite!r} is none of {', '.join(map(repr, get_args(NonFinite)))}")
         self.skipped = 0
-        self._optimizer = optimizer
-        self._before, self._after = before, after
-        self._save, self._load, self._key = save, load, key
+        self._optimizers = optimizers
+        self._begin, self._before, self._between, self._after = begin, before, between, after
         self._nonfinite = nonfinite
         self._in_a_row = 0
+        # Whether the step that an optimizer is about to take counts for nothing.
         self._skip = False
-        self._handles: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_state_dict_post_hook(self._save_state),
-            optimizer.register_load_state_dict_pre_hook(self._load_state),
-        ]
+        # Those that have taken their part of the present step of the run.
+        self._done: set[int] = set()
+        self._handles: list[RemovableHandle] = []
+        for optimizer in optimizers:
+            self._handles += [
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            ]
 
     def remove(self) -> None:
-        """Take everything off the optimizer."""
+        """Take everything off the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -75,32 +82,41 @@ class StepHooks:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None:
-            self._guard()
+            self._guard(optimizer)
             return None
 
         def guarded() -> Any:
             # The gradients of this step exist only once the closure has run.
             with torch.enable_grad():
                 loss = closure()
-            self._guard()
+            self._guard(optimizer)
             return loss
 
         return ((args[0], guarded, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": guarded})
 
-    def _guard(self) -> None:
-        found_inf = getattr(self._optimizer, "found_inf", None)
+    def _guard(self, optimizer: Optimizer) -> None:
+        self._skip = _makes_state_only(optimizer)
+        if self._skip:
+            return
+        found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None:
             # A fused optimizer under a gradient scaler leaves the weights alone by itself.
             self._skip = bool(found_inf.item())
         else:
-            self._skip = self._nonfinite != "unchecked" and not _finite(self._gradients())
+            self._skip = self._nonfinite != "unchecked" and not _finite(_gradients(optimizer))
         if not self._skip:
-            self._in_a_row = 0
-            self._before()
+            self._take(optimizer)
         elif found_inf is None:
-            self._refuse()
+            self._refuse(optimizer)
 
-    def _refuse(self) -> None:
+    def _take(self, optimizer: Optimizer) -> None:
+        self._in_a_row = 0
+        if not self._done or id(optimizer) in self._done:
+            self._done = set()
+            self._begin()
+        self._before()
+
+    def _refuse(self, optimizer: Optimizer) -> None:
         """Take the gradients of a step away, or the step itself."""
         self._in_a_row += 1
         what = "the gradients of this step hold NaN or infinite values"
@@ -111,29 +127,48 @@ class StepHooks:
             raise FloatingPointError(f"{what}, as did those of the {_PATIENCE - 1} steps before: training has diverged")
         self.skipped += 1
         warnings.warn(f"{what}: it is skipped, weights and masks stay as they are", stacklevel=4)
-        for parameter in self._parameters():
+        for parameter in _parameters(optimizer):
             parameter.grad = None
-
-    def _parameters(self) -> Iterator[Tensor]:
-        for group in self._optimizer.param_groups:
-            yield from group["params"]
-
-    def _gradients(self) -> list[Tensor]:
-        grads = [p.grad for p in self._parameters() if p.grad is not None]
-        return [g.coalesce().values() if g.is_sparse else g for g in grads if g.numel()]
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         skip, self._skip = self._skip, False
-        if not skip:
-            self._after()
+        if skip:
+            return
+        self._done.add(id(optimizer))
+        if len(self._done) < len(self._optimizers):
+            self._between()
+            return
+        self._done = set()
+        self._after()
 
-    def _save_state(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        state_dict.setdefault(_STATE_KEY, {})[self._key] = self._save()
 
-    def _load_state(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        states = state_dict.get(_STATE_KEY, {})
-        if self._key in states:
-            self._load(states[self._key])
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    grads = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+    return [g.coalesce().values() if g.is_sparse else g for g in grads if g.numel()]
+
+
+def _makes_state_only(optimizer: Optimizer) -> bool:
+    """Whether this is the first step, at a learning rate of zero and with gradients of zero."""
+    if optimizer.state or not all("lr" in group and float(group["lr"]) == 0.0 for group in optimizer.param_groups):
+        return False
+    gradients = _gradients(optimizer)
+    return bool(gradients) and count(gradients) == 0
+
+
+def checked_optimizers(given: Optimizer | Sequence[Optimizer]) -> OptimizerSet:
+    """One optimizer, or several that train one model.
+
+    Raises:
+        TypeError: for what is no optimizer.
+        ValueError: for one that moves the weights many times within one step, and for a parameter of two.
+    """
+    several: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
+    return OptimizerSet([checked_optimizer(optimizer) for optimizer in several])
 
 
 def checked_optimizer(optimizer: Optimizer) -> Optimizer:

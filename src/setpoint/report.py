@@ -143,7 +143,10 @@ class Report:
         budgets: what was to be met.
         params: entries of all layers' parameters, each counted once.
         params_kept: those that are not zero.
+        model_params: entries of all of the model's parameters, each counted once.
         left_dense: parameters that might have been meant, and why they stay dense.
+        differences: by parameter, how the model is not what the run left in it; any makes `exact` false.
+        detached: by parameter, why the run's optimizers do not train it any more.
         hoyer: average Hoyer sparsity reached, where one was asked for.
         latency: of a target in milliseconds.
         skipped_steps: optimizer steps skipped for gradients that were not finite.
@@ -161,7 +164,10 @@ class Report:
     budgets: tuple[BudgetReport, ...]
     params: int
     params_kept: int
+    model_params: int
     left_dense: dict[str, str]
+    differences: dict[str, str]
+    detached: dict[str, str]
     hoyer: float | None
     latency: LatencyReport | None
     skipped_steps: int
@@ -183,8 +189,8 @@ class Report:
 
     @property
     def exact(self) -> bool:
-        """Whether every budget is met and none could keep one more unit."""
-        return all(b.exact for b in self.budgets)
+        """Whether the model holds what the run left, every budget is met, and none could keep one more unit."""
+        return not self.differences and all(b.exact for b in self.budgets)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -195,6 +201,10 @@ class Report:
         for row, budget in zip(out["budgets"], self.budgets):
             row |= {"exact": budget.exact, "achieved": budget.achieved}
         return out
+
+    def _coverage(self) -> str:
+        covered = self.params / self.model_params
+        return f"the target covers {self.params:,} of the model's {self.model_params:,} parameters ({covered:.1%})"
 
     def __str__(self) -> str:
         rows = [("layer", "units kept", "weights kept", "requested", "zeros")]
@@ -207,7 +217,9 @@ class Report:
         rows.append(("all", units, weights, f"{self.requested:.2%}", f"{self.sparsity:.2%}"))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         title = f"{self.method}, {self.target}, unit {self.unit}, scope {self.scope}"
-        lines = [f"{title}: step {self.step:,} of {self.steps:,}, {self.phase}"]
+        lines = [f"{title}: step {self.step:,} of {self.steps:,}, {self.phase}", self._coverage()]
+        lines += [f"NOT EXACT: {name}: {what}" for name, what in self.differences.items()]
+        lines += [f"not trained by the run's optimizer: {name}: {what}" for name, what in self.detached.items()]
         lines += ["  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))]) for r in rows]
         if self.phase == "frozen":
             lines += [b.in_words(self.cost) for b in self.budgets if len(b.layers) > 1 or len(self.layers) == 1]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,20 @@ from torch.optim import Optimizer
 from setpoint.budget import LatencyOfWidths, Phase, Schedule, Scope, Target, allocate, costs_of, in_budgets
 from setpoint.claims import claim, release
 from setpoint.gates import Gates
-from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
+from setpoint.hooks import NonFinite, StepHooks, checked_optimizers
+from setpoint.inspection import APPLY, Inspection, find_parameters, inspect, listed, zero
 from setpoint.methods import Method, Units, make_method
 from setpoint.norms import NormStatistics
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.reading import count
 from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report, in_words
+from setpoint.run_state import RunCarrier, differing, steps_of, warn_of_missing_state
 from setpoint.support import Support
-from setpoint.units import Patterns, Unit, choose, unit_name, unwrap
+from setpoint.unfinished import CopiedRun, Progress, warn_caller
+from setpoint.units import Layer, Patterns, Unit, choose, named_matrices, unit_name, unwrap
+
+# A larger fraction of zeros than this is no accident.
+_TELLING = 0.05
 
 
 class Sparsifier:
@@ -64,7 +71,7 @@ class Sparsifier:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         *,
         method: str | Method = "gsp",
         target: Target | float | None = None,
@@ -78,12 +85,12 @@ class Sparsifier:
         floor: int = 1,
         nonfinite: NonFinite = "skip",
     ) -> None:
-        optimizer, model = checked_optimizer(optimizer), unwrap(model)
+        optimizers, model = checked_optimizers(optimizer), unwrap(model)
         self.model = model
         self.method = make_method(method)
         self.target = Target.of(target)
         self.timeline = self.method.timeline(schedule, steps)
-        selection, self.wiring = choose(model, optimizer, unit, include, exclude, example_inputs)
+        selection, self.wiring = choose(model, optimizers, unit, include, exclude, example_inputs)
         rates, whole = costs_of(model, selection.layers, self.wiring, self.target, example_inputs)
         self._allocated = partial(allocate, selection.layers, self.target, scope, floor, rates=rates, whole=whole)
         self._layers, self._budgets = in_budgets(selection.layers, self._allocated())
@@ -91,11 +98,11 @@ class Sparsifier:
         self._latency = whole if isinstance(whole, LatencyOfWidths) else None
         unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
         self._unit, self._scope, self._left = unit_name(unit), scope, selection.left | unnamed
-        self.method.check(self._layers, self.target, optimizer)
-        self._optimizer = optimizer
+        self.method.check(self._layers, self.target, optimizers)
+        self._optimizers = optimizers
+        self._nonfinite: NonFinite = nonfinite
         self._step = 0
         self._frozen = False
-        self._sparsity = 0.0
         self._support = Support(self._layers)
         # Of a method that is always sparse: norms of gradients that were masked since, by layer.
         self._felt: list[Tensor] | None = None
@@ -103,22 +110,48 @@ class Sparsifier:
         self._memories: list[dict[str, Any]] = [{} for _ in self._budgets]
         self._history: list[dict[str, float]] = []
         self._frozen_at = 0
-        self._gates = Gates(model, self._layers) if self.method.gated else None
         self._statistics = NormStatistics(model)
+        self._averages: list[nn.Module] = []
+        self._known = frozenset(name for name, _ in named_matrices(model))
+        self._attach()
+
+    def _attach(self) -> None:
+        """Take hold of the parameters and of the optimizers, and go on where a state that they have loaded stands."""
+        self._gates = Gates(self.model, self._layers) if self.method.gated else None
         claim(self, self._layers)
         self._hooks = StepHooks(
-            optimizer,
-            before=self._prepare,
+            self._optimizers,
+            begin=self._prepare,
+            before=self._mask_gradients,
+            between=self._support.hold,
             after=self._advance,
-            key=self._layers[0].name,
-            save=self.state_dict,
-            load=self.load_state_dict,
-            nonfinite=nonfinite,
+            nonfinite=self._nonfinite,
         )
+        parameters = list(self._support.parameters.values())
+        self._progress = Progress(self.timeline.steps, parameters)
+        try:
+            self._carrier = RunCarrier.of(self._first_optimizer)
+            found = self._carrier.join(self, self._first_optimizer)
+        except ValueError:
+            self._hooks.remove()
+            release(self._layers)
+            raise
+        if not found:
+            self._start()
+        self._progress.watch(self)
+
+    def _start(self) -> None:
+        """Begin at step 0."""
+        self._warn_if_begun()
         self._begin()
         if self.method.always_sparse:
-            self._support.remember()
+            self._support.remember_dense()
             self._update()
+
+    @property
+    def _first_optimizer(self) -> Optimizer:
+        """That carries the run's state."""
+        return next(iter(self._optimizers))
 
     @property
     def step(self) -> int:
@@ -132,11 +165,19 @@ class Sparsifier:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros in the chosen parameters, as the last update or the final cut left them.
+        """Fraction of zeros in the chosen parameters, counted in the model now; of units behind gates, of shut ones."""
+        return self._zeros(self.inspect())
 
-        Between updates, methods that let units grow back may have fewer; `report()` counts what is there now.
-        """
-        return self._sparsity
+    @property
+    def asked(self) -> float:
+        """Fraction of the cost that the schedule asks to be pruned by now."""
+        ramp = self.timeline.ramp(self._step)
+        return 1.0 - sum(b.fixed + b.room(ramp) for b in self._budgets) / sum(b.total for b in self._budgets)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the model, as it is now, meets the target exactly."""
+        return self._report().exact
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -147,6 +188,27 @@ class Sparsifier:
         """By layer, the numbers of the units that stay, once they are known: int64, ascending, on the CPU."""
         pairs = zip(self._layers, self._support.kept)
         return {layer.name: kept.flatten().nonzero().flatten().cpu() for layer, kept in pairs}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A run of its own on copies of the model and the optimizers, or in a copy of the model alone none."""
+        if memo and id(self.model) in memo and not all(id(optimizer) in memo for optimizer in self._optimizers):
+            return CopiedRun()
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied._optimizers = OptimizerSet([copy.deepcopy(optimizer, memo) for optimizer in self._optimizers])
+        copied.model = copy.deepcopy(self.model, memo)
+        for name, value in vars(self).items():
+            if name not in ("_optimizers", "model", "_gates", "_hooks", "_carrier", "_progress", "_statistics"):
+                setattr(copied, name, copy.deepcopy(value, memo))
+        copied._statistics = NormStatistics(copied.model)
+        copied._attach()
+        return copied
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Sparsifier is not pickled: save model.state_dict() and optimizer.state_dict(), which holds the run's "
+            "state, and build the same Sparsifier anew to resume"
+        )
 
     def copy_model(self) -> nn.Module:
         """A copy of the model that is no part of the run."""
@@ -179,17 +241,18 @@ class Sparsifier:
             stays = self._final_cut(number)
             factors |= zip(budget.layers, self.method.fold(self._all_units(last=True)[number], stays))
         self._support.kept = [factors[i] != 0 for i in range(len(self._layers))]
-        self._support.lose({i: kept.float() for i, kept in enumerate(self._support.kept)})
+        self._support.prune({i: kept.float() for i, kept in enumerate(self._support.kept)})
         if self._gates is not None and self._gates.attached:
             for i in range(len(self._layers)):
                 self._gates.fold(i, factors[i])
             self._gates.detach()
-        self._support.clear_state(self._optimizer)
+        self._support.clear_state(self._optimizers)
         self._frozen, self._frozen_at = True, self._step
         self._memories = [{} for _ in self._budgets]
         self._statistics.restart()
         self._hold()
-        self._sparsity = self._zeros()
+        self._follow()
+        self._progress.met = True
 
     def _final_cut(self, number: int) -> Sequence[Tensor]:
         """Which units of a budget stay. A budget in milliseconds is checked on a model of the widths that are left."""
@@ -220,17 +283,31 @@ class Sparsifier:
     def remove(self) -> None:
         """Let go of the optimizer and the parameters. The model stays as it is; zeros are no longer held."""
         self._hooks.remove()
+        self._carrier.leave(self, self._first_optimizer)
         if self._gates is not None:
             self._gates.detach()
         self._statistics.stop()
         release(self._layers)
+        self._progress.met = True
 
     @torch.no_grad()
+    def inspect(self) -> Inspection:
+        """The run's layers as the model has them now, and what differs from what the run left there."""
+        return inspect(self.model, self._layers, self._support.pruned, self._support.kept, self._alive)
+
     def report(self) -> Report:
-        """What was asked and what has been reached, counted in the parameters as they are now."""
-        kept_units = [self._kept_units(i) for i in range(len(self._layers))]
+        """What was asked, what is attainable and what has been reached, counted in the model as it is now.
+
+        Warns, once where it is called, if the target is not met yet and steps have been taken.
+        """
+        self._progress.warn("report() was asked for")
+        return self._report()
+
+    def _report(self) -> Report:
+        seen = self.inspect()
         own = {b.layers[0]: b.requested for b in self._budgets if len(b.layers) == 1}
         has_budget = self.target is None or self.target.has_budget or not isinstance(self._scope, str)
+        tensors = {part.name: part.parameter for layer in seen.layers for part in layer.parts}
         return Report(
             method=self.method.name,
             target=in_words(self.target, self._scope),
@@ -242,16 +319,87 @@ class Sparsifier:
             phase=self.phase,
             layers=tuple(
                 LayerReport.of(layer, kept, own.get(i) if has_budget else None)
-                for i, (layer, kept) in enumerate(zip(self._layers, kept_units))
+                for i, (layer, kept) in enumerate(zip(seen.layers, seen.kept))
             ),
-            budgets=tuple(BudgetReport.of(b, self._layers, kept_units) for b in self._budgets),
-            params=sum(p.numel() for p in self._support.parameters.values()),
-            params_kept=count(self._support.parameters.values()),
-            left_dense=dict(self._left),
+            budgets=tuple(BudgetReport.of(b, self._layers, seen.kept) for b in self._budgets),
+            params=sum(p.numel() for p in tensors.values()),
+            params_kept=count(tensors.values()),
+            model_params=sum(p.numel() for p in self.model.parameters()),
+            left_dense=self._left | self._joined(),
+            differences=seen.differences,
+            detached=seen.detached,
             hoyer=self._hoyer(),
-            latency=self._latency_report(kept_units),
+            latency=self._latency_report(seen.kept),
             skipped_steps=self._hooks.skipped,
         )
+
+    def check(self, what: str) -> None:
+        """Warn if the model is not what its run was to make of it.
+
+        Args:
+            what: what is about to be done with the model, or was, as the beginning of the warning.
+
+        Warns:
+            UnfinishedRunWarning: if the target is not met yet, with step, steps and the likely cause.
+            UserWarning: if the model differs from what the run left in it, naming the parameters.
+        """
+        self._progress.warn(what)
+        if differences := self.inspect().differences:
+            warn_caller(f"{what}, but the model is not what the run left: {listed(differences)}; {APPLY}")
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module | None = None) -> None:
+        """Set what the run has pruned to zero, in its model or in another that holds the same parameters.
+
+        For weights that were loaded, averaged or written since: the best checkpoint, an average of weights, parameters
+        that another optimizer has trained.
+
+        Args:
+            model: for instance an average of weights; by default the run's own model.
+
+        Raises:
+            ValueError: if the support is not known yet; for a model that lacks a parameter or has it in another shape.
+                Nothing is changed then.
+        """
+        if not self._support.kept:
+            raise ValueError(
+                f"the run is in its {self.phase} phase, at step {self._step:,} of {self.timeline.steps:,}: which units "
+                "are pruned is known once it is frozen; sparsifier.freeze() makes the cut now"
+            )
+        zero(self.model if model is None else model, self._support.pruned)
+        if model is None:
+            self._support.clear_state(self._optimizers)
+            self._follow()
+
+    def follow(self, averages: nn.Module) -> None:
+        """Keep an average of the model's weights as sparse as the model, from the freeze on.
+
+        What is pruned becomes zero in the average as well when the run is frozen, and an average of zeros is zero.
+
+        Args:
+            averages: such as `torch.optim.swa_utils.AveragedModel(model)` or another copy that is updated from the
+                model's weights; it holds the run's parameters under their names.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        find_parameters(averages, {name: p.shape for name, p in self._support.parameters.items()})
+        self._averages.append(averages)
+        self._follow()
+
+    def _follow(self) -> None:
+        if self._frozen:
+            for averages in self._averages:
+                zero(averages, self._support.pruned)
+
+    def _joined(self) -> dict[str, str]:
+        """Weights that the model has now, and did not have when the run was built."""
+        known = self._support.parameters.keys() | self._known
+        return {
+            name: "it was not in the model when the run was built"
+            for name, parameter in named_matrices(self.model)
+            if name not in known
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The run's state: plain values and packed masks. The optimizer's `state_dict()` holds the same."""
@@ -260,7 +408,6 @@ class Sparsifier:
             "step": self._step,
             "frozen": self._frozen,
             "frozen_at": self._frozen_at,
-            "sparsity": self._sparsity,
             "memories": self._memories,
             "history": self._history,
             "latency": None if self._latency is None else self._latency.state_dict(),
@@ -268,27 +415,43 @@ class Sparsifier:
             **self._support.state_dict(),
         }
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the layers that are made sparse: parameters, or groups of units that cross layers."""
+        return tuple(layer.name for layer in self._layers)
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise unless a state is of a run that was told to do the same.
+
+        A run that is frozen has met its target: it may go on for more steps than it was told.
+
+        Raises:
+            ValueError: naming what differs, there and here.
+        """
+        there, here = state["asked"], self._asked()
+        for key, value in here.items():
+            if there.get(key) != value and not (key == "schedule" and state["frozen"]):
+                was, now = differing(there.get(key), value)
+                more = "; resume with the same steps=, once frozen a run may train on" if key == "schedule" else ""
+                raise ValueError(f"the state is of another run: {key} was {was} there and is {now} here{more}")
+
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a run's state back.
 
         Raises:
             ValueError: if it is the state of a run that asked for something else; nothing is changed then.
         """
-        asked = self._asked()
-        for key, value in asked.items():
-            if state["asked"].get(key) != value:
-                raise ValueError(
-                    f"the state is of another run: {key} was {state['asked'].get(key)!r} there and is {value!r} here"
-                )
+        self.check_state(state)
         if self._latency is not None:
             # What the run was told of this machine decides what stays, and what it asked for as a fraction.
             self._latency.load_state_dict(state["latency"])
             self._layers, self._budgets = in_budgets(self._layers, self._allocated())
-        self._support.undraw()
+        self._support.restore_dense(state)
         self._support.load_state_dict(state)
         self._step, self._frozen = int(state["step"]), bool(state["frozen"])
-        self._sparsity, self._frozen_at = float(state["sparsity"]), int(state["frozen_at"])
+        self._progress.step, self._progress.met = self._step, self._frozen
+        self._frozen_at = int(state["frozen_at"])
         self._history = [dict(row) for row in state["history"]]
         self._memories = [
             _placed(memory, self._layers[budget.layers[0]].device)
@@ -303,6 +466,17 @@ class Sparsifier:
         self._statistics.stop()
         if self._frozen and self._step == self._frozen_at:
             self._statistics.restart()
+        self._follow()
+
+    def miss_state(self, steps: int) -> None:
+        """Hear that the optimizer was loaded without a state for this run, after so many steps."""
+        warn_of_missing_state(f"stays where it is, at step {self._step:,} of {self.timeline.steps:,}", steps)
+
+    def _warn_if_begun(self) -> None:
+        """Say that the run begins anew, where it looks as if one had been here."""
+        steps = max((steps_of(optimizer.state) for optimizer in self._optimizers), default=0)
+        if steps and self._zeros(self.inspect()) > _TELLING:
+            warn_of_missing_state("begins at step 0, though the model has zeros already: they may come back", steps)
 
     def _asked(self) -> dict[str, Any]:
         """What the run was told to do, to recognise its state by."""
@@ -328,16 +502,22 @@ class Sparsifier:
 
     @torch.no_grad()
     def _prepare(self) -> None:
-        """What happens before each step of the optimizer."""
+        """What happens before each step of the run."""
+        self._carrier.look(self._first_optimizer)
         if self._gates is not None and self._gates.attached:
             self._open(self._gates)
         if self.method.always_sparse:
-            self._support.forget()
+            self._support.forget_dense()
             if self._moves_next:
                 if self._felt is None:
                     self._feel()
                 self._update()
                 self._felt = None
+
+    @torch.no_grad()
+    def _mask_gradients(self) -> None:
+        """What is pruned for good must not move, whatever the optimizer makes of its gradient."""
+        if self._frozen or self.method.always_sparse:
             self._support.mask_gradients()
 
     @property
@@ -353,7 +533,7 @@ class Sparsifier:
             pairs = None
             if felt is not None:
                 pairs = [
-                    (felt.samples(i).reshape(p.counts), felt.slopes(i, self._optimizer).reshape(p.counts))
+                    (felt.samples(i).reshape(p.counts), felt.slopes(i, self._optimizers).reshape(p.counts))
                     for i, p in numbered
                 ]
             for (i, _), (sample, test) in zip(numbered, self.method.gates(units, pairs)):
@@ -363,6 +543,7 @@ class Sparsifier:
     def _advance(self) -> None:
         """What happens after each step of the optimizer."""
         self._step += 1
+        self._progress.step = self._step
         phase = self.timeline.phase(self._step)
         if self._frozen:
             self._statistics.stop()
@@ -395,33 +576,28 @@ class Sparsifier:
                     layer.multiply(factors)
             for key, value in self.method.gauges(units).items():
                 gauges[key] = gauges.get(key, 0.0) + value * (units.budget.total / whole)
-        self._support.lose(held)
+        self._support.prune(held)
         if self.method.always_sparse:
             self._support.kept = [held[i] != 0 for i in range(len(self._layers))]
-            self._support.clear_state(self._optimizer)
+            self._support.clear_state(self._optimizers)
             self._hold()
-        self._sparsity = self._zeros()
-        self._history.append({"step": self._step, "asked": self._asked_now(), "zeros": self._sparsity, **gauges})
+        self._history.append({"step": self._step, "asked": self.asked, "zeros": self.sparsity, **gauges})
 
-    def _zeros(self) -> float:
+    def _zeros(self, seen: Inspection) -> float:
         """Fraction of entries that are zero, or of units that are, or behind gates that are shut.
 
         Where the support may hold zeros, of entries outside of it.
         """
-        parameters = self._support.parameters
-        there = self.masks if self.method.always_sparse else {name: p != 0 for name, p in parameters.items()}
+        parameters = {part.name: part.parameter for layer in seen.layers for part in layer.parts}
+        there = {name: parameter != 0 for name, parameter in parameters.items()}
+        if self.method.always_sparse:
+            there = {name: entries | self.masks[name].to(entries.device) for name, entries in there.items()}
         gated = self._gates is not None and self._gates.attached
-        for i, layer in enumerate(self._layers):
+        for layer, kept in zip(seen.layers, seen.kept):
             if gated or len(layer.acted_on) < len(layer.parts):
-                for part, spread in layer.spread(self._kept_units(i).float()):
+                for part, spread in layer.spread(kept.float()):
                     there[part.name] = there[part.name] & (spread != 0)
-        entries = sum(parameter.numel() for parameter in parameters.values())
-        return 1.0 - count(there.values()) / entries
-
-    def _asked_now(self) -> float:
-        """Fraction of the cost that the budgets ask to be gone by now."""
-        ramp = self.timeline.ramp(self._step)
-        return 1.0 - sum(b.fixed + b.room(ramp) for b in self._budgets) / sum(b.total for b in self._budgets)
+        return 1.0 - count(there.values()) / sum(parameter.numel() for parameter in parameters.values())
 
     def _hold(self) -> None:
         """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors."""
@@ -440,7 +616,7 @@ class Sparsifier:
                 layers=tuple(self._layers[i] for i in budget.layers),
                 budget=budget,
                 target=self.target,
-                optimizer=self._optimizer,
+                optimizers=self._optimizers,
                 memory=memory,
                 step=self._step,
                 ramp=1.0 if last else line.ramp(self._step),
@@ -453,10 +629,9 @@ class Sparsifier:
             for budget, memory in zip(self._budgets, self._memories)
         ]
 
-    def _kept_units(self, index: int) -> Tensor:
-        if self._support.kept:
-            return self._support.kept[index]
-        alive = self._layers[index].alive()
+    def _alive(self, index: int, layer: Layer) -> Tensor:
+        """Which units of a layer are there, by its entries and its gates."""
+        alive = layer.alive()
         if self._gates is not None and self._gates.attached:
             alive &= self._gates.open(index).reshape(alive.shape)
         return alive

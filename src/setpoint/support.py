@@ -1,106 +1,113 @@
-"""The support of a run: which units stay, what is zero for it, and how that is held."""
+"""The support of a run: which units are kept, which entries are zero for it, and how that is held."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from setpoint.functional.bits import pack_bits, unpack_bits
 from setpoint.moments import clear_state
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer
 
 
 class Support:
-    """What is there and what is gone of the parameters of some layers.
+    """Which units of some layers are kept, and which entries of their parameters are pruned.
 
     Args:
-        layers: whose units come and go.
+        layers: whose units are pruned.
 
     Attributes:
         parameters: of the layers, by name.
-        gone: by parameter, True where an entry is zero: fixed once frozen; before that, what a method holds at zero
+        pruned: by parameter, True where an entry is zero: fixed once frozen; before that, what a method holds at zero
             until its next update.
-        kept: by layer, which units stay: once frozen, and of a method that is always sparse from the start; empty
+        kept: by layer, which units are kept: once frozen, and of a method that is always sparse from the start; empty
             before they are known.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
         self.parameters = {part.name: part.parameter for layer in layers for part in layer.parts}
-        self.gone: dict[str, Tensor] = {}
+        self.pruned: dict[str, Tensor] = {}
         self.kept: list[Tensor] = []
-        self._drawn_from: dict[str, Tensor] = {}
+        self._dense: dict[str, Tensor] = {}
 
     @property
     def masks(self) -> dict[str, Tensor]:
         """By parameter, True where an entry is kept."""
         return {
-            name: ~self.gone[name] if name in self.gone else torch.ones_like(parameter, dtype=torch.bool)
+            name: ~self.pruned[name] if name in self.pruned else torch.ones_like(parameter, dtype=torch.bool)
             for name, parameter in self.parameters.items()
         }
 
-    def lose(self, factors: Mapping[int, Tensor]) -> None:
-        """Let go of the units whose factor is zero, by the number of the layer, and of no others."""
-        self.gone = {}
+    def prune(self, factors: Mapping[int, Tensor]) -> None:
+        """Prune the units whose factor is zero, by the number of the layer, and no others."""
+        self.pruned = {}
         for i, given in factors.items():
             for part, spread in self._layers[i].spread(given):
                 entries = spread == 0
                 # A parameter may lose some to several layers.
-                self.gone[part.name] = self.gone[part.name] | entries if part.name in self.gone else entries
+                self.pruned[part.name] = self.pruned[part.name] | entries if part.name in self.pruned else entries
 
-    def hold(self) -> None:
-        """Bring back to zero what the optimizer moved."""
-        for name, gone in self.gone.items():
-            self.parameters[name].masked_fill_(gone, 0.0)
+    def hold(self, only: Container[int] | None = None) -> None:
+        """Bring back to zero what the optimizer moved, in all parameters or in those of some ids."""
+        for name, pruned in self.pruned.items():
+            if only is None or id(self.parameters[name]) in only:
+                self.parameters[name].masked_fill_(pruned, 0.0)
 
     def mask_gradients(self) -> None:
-        """Zero the gradients of what is gone."""
-        for name, gone in self.gone.items():
+        """Zero the gradients of what is pruned."""
+        for name, pruned in self.pruned.items():
             gradient = self.parameters[name].grad
             if gradient is not None:
-                gradient.masked_fill_(gone, 0.0)
+                gradient.masked_fill_(pruned, 0.0)
 
-    def remember(self) -> None:
+    def remember_dense(self) -> None:
         """Note the parameters as they are before a first support is drawn."""
-        self._drawn_from = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self._dense = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
-    def forget(self) -> None:
+    def forget_dense(self) -> None:
         """Let go of what was noted: it has been trained since."""
-        self._drawn_from = {}
+        self._dense = {}
 
-    def undraw(self) -> None:
-        """Put back the parameters that were noted, unless others have been loaded since.
+    def restore_dense(self, state: Mapping[str, Any]) -> None:
+        """Put back what the first draw took from the weights that the support of a state belongs to.
 
-        They may be those of a checkpoint whose support is about to be taken back, of which the first draw left a part.
+        A checkpoint's weights may be in the model before the sparsifier is built, whose first draw is another support
+        than the one that is taken back now. They are told by their zeros, which are those of that support. Weights that
+        were loaded since are not what the draw left.
         """
-        for name, dense in self._drawn_from.items():
+        drawn, there = self.pruned, self._unpacked(state)
+        for name, dense in self._dense.items():
             parameter = self.parameters[name]
-            if torch.equal(parameter, dense.masked_fill(self.gone[name], 0.0)):
+            are_of_the_state = name in there and not bool(dense[there[name]].any())
+            if are_of_the_state and torch.equal(parameter, dense.masked_fill(drawn[name], 0.0)):
                 parameter.copy_(dense)
-        self.forget()
 
-    def clear_state(self, optimizer: Optimizer) -> None:
-        """Zero what the optimizer remembers of what is gone."""
-        for name, gone in self.gone.items():
-            clear_state(optimizer, self.parameters[name], gone)
+    def clear_state(self, optimizers: OptimizerSet) -> None:
+        """Zero what the optimizers remember of what is pruned."""
+        for name, pruned in self.pruned.items():
+            clear_state(optimizers.of(self.parameters[name]), self.parameters[name], pruned)
 
     def state_dict(self) -> dict[str, Any]:
         """A bit an entry, and a bit a unit."""
         return {
-            "gone": {name: pack_bits(gone) for name, gone in self.gone.items()},
+            "pruned": {name: pack_bits(pruned) for name, pruned in self.pruned.items()},
             "kept": [pack_bits(kept) for kept in self.kept],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state back; the parameters stay as they are."""
-        self.gone = {
-            name: unpack_bits(packed, self.parameters[name].shape).to(self.parameters[name].device)
-            for name, packed in state["gone"].items()
-        }
+        self.pruned = self._unpacked(state)
         self.kept = [
             unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state["kept"], self._layers)
         ]
+
+    def _unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {
+            name: unpack_bits(packed, self.parameters[name].shape).to(self.parameters[name].device)
+            for name, packed in state["pruned"].items()
+        }

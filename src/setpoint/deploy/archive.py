@@ -18,6 +18,7 @@ from typing import TypeVar, cast, overload
 import torch
 from torch import Tensor, nn
 
+from setpoint.claims import holders
 from setpoint.deploy.container import ArchiveError, read_container, write_container
 from setpoint.deploy.index import (
     Entry,
@@ -67,6 +68,9 @@ def save(
         TypeError: If the metadata are not strings.
     """
     path = Path(path)
+    if isinstance(model, nn.Module):
+        for run in holders(unwrap(model)):
+            run.check("the model was saved")
     state = _state(unwrap(model)) if isinstance(model, nn.Module) else dict(model)
     texts = {"metadata": json.dumps(_check_strings(metadata or {}))}
     for name, tensor in state.items():

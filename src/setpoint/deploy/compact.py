@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from setpoint.claims import holders
 from setpoint.deploy.running import difference, outputs_of
 from setpoint.inputs import call_arguments
+from setpoint.inspection import APPLY, listed
 from setpoint.sparsifier import Sparsifier
 from setpoint.units import COUPLED, Layer, layers_of, unwrap
 from setpoint.wiring import BRANCHES, Wiring, derive
@@ -55,7 +57,12 @@ def _of_run(sparsifier: Sparsifier) -> tuple[nn.Module, Wiring, dict[str, Tensor
             "possible: unit='channel', 'neuron', 'head' or 'layer'"
         )
     if sparsifier.phase != "frozen":
-        raise ValueError(f"the run is in its {sparsifier.phase} phase: what goes is known once it is frozen")
+        raise ValueError(
+            f"the run is in its {sparsifier.phase} phase, at step {sparsifier.step:,} of {sparsifier.timeline.steps:,}:"
+            " what goes is known once it is frozen; sparsifier.freeze() makes the cut now"
+        )
+    if differences := sparsifier.inspect().differences:
+        raise ValueError(f"the model is not what the run left: {listed(differences)}; {APPLY}")
     return sparsifier.model, sparsifier.wiring, sparsifier.kept_units()
 
 
@@ -63,6 +70,8 @@ def _of_model(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, Wiring,
     if example_inputs is None:
         raise ValueError("pass example_inputs=, what the model is called with, to derive which units it has")
     model = unwrap(model)
+    for run in holders(model):
+        run.check("the model was compacted")
     wiring = derive(model, *call_arguments(example_inputs))
     layers = [layer for unit in COUPLED if unit != "layer" for layer in layers_of(model, wiring, unit)]
     return model, wiring, living_units(layers)

@@ -19,7 +19,6 @@ from torch.utils import _pytree
 from setpoint.claims import holders
 from setpoint.deploy.running import difference, evaluating, outputs_of, rebatch, tensors_in
 from setpoint.inputs import call_arguments
-from setpoint.sparsifier import Sparsifier
 from setpoint.units import unwrap
 
 # How far outputs may be apart, by the largest of them in size; and in steps of the outputs' own precision.
@@ -102,13 +101,15 @@ class OnnxModel:
 
 
 def _refuse_unfinished(model: nn.Module) -> None:
-    runs = [run for run in holders(model) if isinstance(run, Sparsifier)]
+    runs = holders(model)
     gated = any("setpoint_gates" in vars(module) for module in model.modules())
     if gated or any(run.phase == "sparsify" for run in runs):
         raise ValueError(
             "the model's run is in its sparsify phase, in which its zeros still move: let it reach its frozen phase, "
             "or end the phase by sparsifier.freeze()"
         )
+    for run in runs:
+        run.check("the model was exported")
 
 
 def _require_onnx() -> None:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from setpoint.budget import Budget, Schedule, Target, Timeline
 from setpoint.geometry import layer_geometry
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.reading import beside, read
 from setpoint.units import Layer, Partition
 
@@ -27,7 +27,7 @@ class Units:
         layers: the parameters and how each falls into units.
         budget: which the units share.
         target: what the user asked for.
-        optimizer: which trains the parameters.
+        optimizers: which train the parameters.
         memory: what the method keeps of the run for this budget, empty at first: numbers, tensors, and lists and
             dicts of them, which are saved with the run.
         step: optimizer steps taken.
@@ -42,7 +42,7 @@ class Units:
     layers: tuple[Layer, ...]
     budget: Budget
     target: Target | None
-    optimizer: Optimizer
+    optimizers: OptimizerSet
     memory: dict[str, Any]
     step: int
     ramp: float
@@ -129,7 +129,7 @@ class Units:
 
     def geometry(self) -> list[tuple[float, Tensor | None]]:
         """The optimizer's step size and metric, layer by layer (`setpoint.geometry`)."""
-        return [layer_geometry(self.optimizer, layer) for layer in self.layers]
+        return [layer_geometry(self.optimizers, layer) for layer in self.layers]
 
     def cut(self, scores: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Which units stay under the present budget, by magnitude or by the scores given: boolean tensors."""
@@ -171,7 +171,7 @@ class Method(ABC):
         """Whether `after_step` has work at every step of the sparsify phase, beside the updates."""
         return False
 
-    def check(self, layers: Sequence[Layer], target: Target | None, optimizer: Optimizer) -> None:
+    def check(self, layers: Sequence[Layer], target: Target | None, optimizers: OptimizerSet) -> None:
         """Refuse what the method cannot do, before the run.
 
         Raises:

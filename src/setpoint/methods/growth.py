@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from setpoint.moments import clear_state, warm_second_moment
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer, Part
 
 
@@ -15,7 +15,7 @@ def plant(
     layer: Layer,
     grown: Tensor,
     survivors: Tensor,
-    optimizer: Optimizer,
+    optimizers: OptimizerSet,
     generator: torch.Generator,
     *,
     random: bool,
@@ -31,7 +31,7 @@ def plant(
         layer: whose units.
         grown: which of them grow, shaped as the partition's counts.
         survivors: which others stay.
-        optimizer: of the parameters.
+        optimizers: of the parameters.
         generator: of the random numbers.
         random: begin with random weights, rather than zeros.
         warm: begin with the mean second moment of the survivors (`setpoint.moments.warm_second_moment`).
@@ -45,6 +45,7 @@ def plant(
             _draw(part.parameter, new, old, generator)
         if part.parameter.grad is not None:
             part.parameter.grad.masked_fill_(new, 0.0)
+        optimizer = optimizers.of(part.parameter)
         clear_state(optimizer, part.parameter, new)
         if warm:
             warm_second_moment(optimizer, part.parameter, new, old)

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from setpoint.budget import Target
 from setpoint.functional.gsp import gsp_factors, mean_hoyer
 from setpoint.functional.gsp_fast import WarmStart
 from setpoint.methods.base import Method, Units, as_factors, check_weights
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.reading import placed
 from setpoint.units import Layer, Partition, VectorKind
 
@@ -54,7 +54,7 @@ class GroupedSparseProjection(Method):
 
     name: ClassVar[str] = "gsp"
 
-    def check(self, layers: Sequence[Layer], target: Target | None, optimizer: Optimizer) -> None:
+    def check(self, layers: Sequence[Layer], target: Target | None, optimizers: OptimizerSet) -> None:
         """Refuse measures, vectors and weights that do not go with the layers and the target."""
         if self.measure is not None and self.measure not in get_args(Measure):
             raise ValueError(f"measure={self.measure!r} is none of {', '.join(get_args(Measure))}")

@@ -111,7 +111,7 @@ class MovingSupport(DrawnSupport):
             for layer, now, old in zip(units.layers, kept, survivors):
                 generator = seeded(layer.device, self.seed, units.step, f"{layer.name} values")
                 random, warm = self.begin == "random", self.second_moment == "mean"
-                plant(layer, now & ~old, old, units.optimizer, generator, random=random, warm=warm)
+                plant(layer, now & ~old, old, units.optimizers, generator, random=random, warm=warm)
             new = count(now & ~old for now, old in zip(kept, before))
             units.memory["moved"] = new / count(kept)
             units.memory["seen"] = [seen.to(now.device) | now for seen, now in zip(units.memory["seen"], kept)]

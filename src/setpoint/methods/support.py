@@ -8,11 +8,11 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from setpoint.budget import Schedule, Target, Timeline
 from setpoint.methods.base import Method, Units, as_factors
 from setpoint.methods.draws import seeded
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.reading import beside
 from setpoint.units import Layer
 
@@ -52,9 +52,9 @@ class DrawnSupport(Method):
             )
         return line
 
-    def check(self, layers: Sequence[Layer], target: Target | None, optimizer: Optimizer) -> None:
+    def check(self, layers: Sequence[Layer], target: Target | None, optimizers: OptimizerSet) -> None:
         """Refuse weights that cannot be ranked, as the support is drawn at once."""
-        super().check(layers, target, optimizer)
+        super().check(layers, target, optimizers)
         for layer in layers:
             if not bool(torch.isfinite(layer.magnitudes()).all()):
                 raise ValueError(f"{layer.name!r} holds NaN or infinite values: it can be given no support")

@@ -14,6 +14,7 @@ from setpoint.budget import Target
 from setpoint.functional import prox_group_envelope
 from setpoint.geometry import FOLLOWED, share_second_moment
 from setpoint.methods.base import Method, Units, check_weights
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer, Partition
 
 Level = Literal["ramp", "target"]
@@ -77,28 +78,18 @@ class GroupSparseEnvelope(Method):
         """Only the convex envelope looks at every step: what survives the other is not moved, in whatever metric."""
         return not self.debias
 
-    def check(self, layers: Sequence[Layer], target: Target | None, optimizer: Optimizer) -> None:
+    def check(self, layers: Sequence[Layer], target: Target | None, optimizers: OptimizerSet) -> None:
         """Refuse weights that do not fit and, for the convex envelope, steps that its proximal map cannot follow."""
-        super().check(layers, target, optimizer)
+        super().check(layers, target, optimizers)
         check_weights(self.weights, layers)
         partitions = {layer.name: layer.partition for layer in layers}
         for name, weights in (self.weights or {}).items():
             _check_shape(name, weights, partitions[name])
         if self.debias:
             return
-        if not isinstance(optimizer, FOLLOWED):
-            names = ", ".join(kind.__name__ for kind in FOLLOWED)
-            raise ValueError(
-                f"wgsef with debias=False cannot follow the steps of {type(optimizer).__name__}; possible: {names}, "
-                "or debias=True with any optimizer"
-            )
-        pattern = next((layer.name for layer in layers if layer.rest), None)
-        if isinstance(optimizer, Adam | AdamW) and pattern is not None:
-            raise ValueError(
-                f"wgsef with debias=False: {type(optimizer).__name__} scales each entry of {pattern!r} by itself, and "
-                "N:M units, which change with the weights, can share no scale; possible: SGD, another unit, or "
-                "debias=True"
-            )
+        for layer in layers:
+            for part in layer.parts:
+                _check_followed(optimizers.of(part.parameter), layer)
 
     def scores(self, units: Units) -> Sequence[Tensor]:
         """The order in which the map takes units away as its strength grows: by magnitude / sqrt(weight)."""
@@ -110,9 +101,10 @@ class GroupSparseEnvelope(Method):
 
     def after_step(self, units: Units) -> None:
         """Give each unit one second moment under Adam and AdamW."""
-        if isinstance(units.optimizer, Adam | AdamW):
-            for part in (part for layer in units.layers for part in layer.leading):
-                share_second_moment(units.optimizer, part.parameter, part.partition)
+        for part in (part for layer in units.layers for part in layer.leading):
+            optimizer = units.optimizers.of(part.parameter)
+            if isinstance(optimizer, Adam | AdamW):
+                share_second_moment(optimizer, part.parameter, part.partition)
 
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """The proximal map, divided by the magnitudes."""
@@ -148,6 +140,20 @@ class GroupSparseEnvelope(Method):
             return None
         given = [self.weights.get(name, torch.ones(())) for name in units.names]
         return [_spread(w, p).to(m.device, torch.float64) for w, p, m in zip(given, units.partitions, units.magnitudes)]
+
+
+def _check_followed(optimizer: Optimizer, layer: Layer) -> None:
+    if not isinstance(optimizer, FOLLOWED):
+        names = ", ".join(kind.__name__ for kind in FOLLOWED)
+        raise ValueError(
+            f"wgsef with debias=False cannot follow the steps of {type(optimizer).__name__}; possible: {names}, "
+            "or debias=True with any optimizer"
+        )
+    if isinstance(optimizer, Adam | AdamW) and layer.rest:
+        raise ValueError(
+            f"wgsef with debias=False: {type(optimizer).__name__} scales each entry of {layer.name!r} by itself, and "
+            "N:M units, which change with the weights, can share no scale; possible: SGD, another unit, or debias=True"
+        )
 
 
 def _check_shape(name: str, weights: Tensor, partition: Partition) -> None:

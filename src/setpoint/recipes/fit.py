@@ -143,11 +143,9 @@ class Fit:
         sparsifier = self.parts.sparsifier
         if sparsifier is None:
             return 0.0, 0.0
-        budgets = sparsifier.report().budgets
         if sparsifier.target is not None and not sparsifier.target.has_budget and self.parts.config.scope == "global":
             return sparsifier.sparsity, None
-        asked = 1.0 - sum(b.budget for b in budgets) / sum(b.total for b in budgets)
-        return sparsifier.sparsity, asked * sparsifier.timeline.ramp(sparsifier.step)
+        return sparsifier.sparsity, sparsifier.asked
 
     @property
     def _step_number(self) -> int:

@@ -6,7 +6,7 @@ from setpoint.units.kinds import NM, Blocks, Slices, Unit, partition, unit_name
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
 from setpoint.units.member import Member
-from setpoint.units.names import plain_name, unwrap
+from setpoint.units.names import named_matrices, plain_name, unwrap
 from setpoint.units.partition import Partition, VectorKind
 from setpoint.units.positions import Positions
 from setpoint.units.select import Patterns, Selection, select
@@ -29,6 +29,7 @@ __all__ = [
     "choose",
     "is_coupled",
     "layers_of",
+    "named_matrices",
     "partition",
     "plain_name",
     "select",

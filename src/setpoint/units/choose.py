@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.units.coupled import is_coupled, select_coupled
 from setpoint.units.kinds import Unit, unit_name
 from setpoint.units.select import Patterns, Selection, select
@@ -15,7 +16,7 @@ from setpoint.wiring import Wiring
 
 def choose(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | OptimizerSet,
     unit: Unit,
     include: Patterns = None,
     exclude: Patterns = None,

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from setpoint.inputs import call_arguments
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.units.branches import layer_of_branches
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
@@ -24,7 +25,7 @@ COUPLED: dict[str, tuple[str, ...]] = {"channel": ("channel",), "neuron": ("neur
 
 def select_coupled(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | OptimizerSet,
     unit: str,
     example_inputs: Any,
     include: Patterns = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 
 
@@ -19,3 +21,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 def plain_name(name: str) -> str:
     """A parameter's name without the traces of submodules that were compiled on their own."""
     return name.replace("_orig_mod.", "")
+
+
+def named_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of two or more dimensions, by plain name: what could be made sparse."""
+    for name, parameter in model.named_parameters():
+        if not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.ndim >= 2:
+            yield plain_name(name), parameter

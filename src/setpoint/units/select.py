@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.units.kinds import Unit, partition, unit_name
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
@@ -28,7 +29,7 @@ class Selection:
 
 def select(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | OptimizerSet,
     unit: Unit,
     include: Patterns = None,
     exclude: Patterns = None,

@@ -1,0 +1,157 @@
+"""What a model holds now, beside what a run left in it: parameters may have been loaded, replaced or written since."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from setpoint.reading import read
+from setpoint.units import Layer, plain_name
+
+_Words = dict[str, str]
+
+# What to do about differences.
+APPLY = "sparsifier.apply() sets what the run has pruned to zero again"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A run's layers as the model has them now.
+
+    Attributes:
+        layers: with the model's present parameters; in the place of one that is gone, ones, so that it counts as dense.
+        kept: by layer, which units are there.
+        differences: by parameter name, what the model holds that the run did not leave in it.
+        detached: by parameter name, why the optimizers of the run do not train it any more.
+    """
+
+    layers: tuple[Layer, ...]
+    kept: tuple[Tensor, ...]
+    differences: dict[str, str]
+    detached: dict[str, str]
+
+
+@torch.no_grad()
+def inspect(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    pruned: Mapping[str, Tensor],
+    kept: Sequence[Tensor],
+    alive: Callable[[int, Layer], Tensor],
+) -> Inspection:
+    """Look at the parameters that a model has now, under the names that a run knows.
+
+    Args:
+        model: the run's, unwrapped.
+        layers: the run's.
+        pruned: by parameter, True where an entry must be zero.
+        kept: by layer, the units of the support; empty before it is known.
+        alive: which units of a layer are there by its entries, given its number.
+    """
+    now, lost, replaced = _present(model, layers)
+    differences = lost | _not_finite(now) | _not_zero(now, pruned, skip=lost)
+    there = tuple(_with(layer, now) for layer in layers)
+    units = tuple(
+        kept[i] if kept and not any(part.name in differences for part in layer.parts) else alive(i, layer)
+        for i, layer in enumerate(there)
+    )
+    return Inspection(there, units, differences, lost | replaced)
+
+
+def listed(differences: Mapping[str, str], most: int = 4) -> str:
+    """Differences in one sentence, the first of them in full."""
+    shown = "; ".join(f"{name}: {what}" for name, what in list(differences.items())[:most])
+    return shown if len(differences) <= most else f"{shown}; and {len(differences) - most} more"
+
+
+def zero(model: nn.Module, pruned: Mapping[str, Tensor]) -> None:
+    """Set the pruned entries of a model's parameters to zero.
+
+    Args:
+        model: any that holds the parameters under the run's names, or that wraps such a model (an average of weights).
+        pruned: by parameter, True where an entry must be zero.
+
+    Raises:
+        ValueError: naming a parameter that the model does not have in that shape; nothing is changed then.
+    """
+    with torch.no_grad():
+        for name, parameter in find_parameters(model, {name: mask.shape for name, mask in pruned.items()}).items():
+            parameter.masked_fill_(pruned[name].to(parameter.device), 0.0)
+
+
+def find_parameters(model: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, nn.Parameter]:
+    """The parameters of some names and shapes, in a model or in one that it wraps.
+
+    Raises:
+        ValueError: naming one that is missing.
+    """
+    for module in model.modules():
+        there = _by_name(module)
+        if all(name in there and there[name].shape == shape for name, shape in shapes.items()):
+            return {name: there[name] for name in shapes}
+    own = _by_name(model)
+    name, shape = next((n, s) for n, s in shapes.items() if n not in own or own[n].shape != s)
+    found = f"has shape {tuple(own[name].shape)}" if name in own else "is missing"
+    raise ValueError(
+        f"{type(model).__name__} is no copy of the run's model: its parameter {name!r} {found}, where the run's has "
+        f"shape {tuple(shape)}"
+    )
+
+
+def _by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {plain_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _present(
+    model: nn.Module, layers: Sequence[Layer]
+) -> tuple[dict[str, nn.Parameter], _Words, _Words]:
+    """The tensors to count in by name; which of the run's are not in the model, and which are others now."""
+    there = _by_name(model)
+    now: dict[str, nn.Parameter] = {}
+    lost: dict[str, str] = {}
+    replaced: dict[str, str] = {}
+    for part in (part for layer in layers for part in layer.parts):
+        own, found = part.parameter, there.get(part.name)
+        if found is not None and found.shape == own.shape:
+            now[part.name] = found
+            if found is not own:
+                replaced[part.name] = "another tensor is in its place, which the run's optimizer does not train"
+            continue
+        now[part.name] = nn.Parameter(torch.ones((), device=own.device, dtype=own.dtype).expand(own.shape))
+        lost[part.name] = (
+            "the model has no parameter of this name any more"
+            if found is None
+            else f"it was replaced by one of shape {tuple(found.shape)}, where the run's has {tuple(own.shape)}"
+        )
+    return now, lost, replaced
+
+
+def _with(layer: Layer, now: Mapping[str, nn.Parameter]) -> Layer:
+    if all(part.parameter is now[part.name] for part in layer.parts):
+        return layer
+    return replace(layer, parts=tuple(replace(part, parameter=now[part.name]) for part in layer.parts))
+
+
+def _not_finite(now: Mapping[str, Tensor]) -> dict[str, str]:
+    # Sums in float64 are finite where the entries are, or as good as; where they are not, the entries are looked at.
+    sums = dict(zip(now, read([tensor.sum(dtype=torch.float64) for tensor in now.values()])))
+    return {
+        name: "it holds NaN or infinite values"
+        for name, tensor in now.items()
+        if not math.isfinite(sums[name]) and not bool(torch.isfinite(tensor).all())
+    }
+
+
+def _not_zero(now: Mapping[str, Tensor], pruned: Mapping[str, Tensor], skip: Mapping[str, str]) -> dict[str, str]:
+    names = [name for name in pruned if name not in skip]
+    counts = read([torch.count_nonzero((now[n] != 0) & pruned[n].to(now[n].device)) for n in names])
+    return {
+        name: f"{int(count):,} of its {int(pruned[name].sum()):,} pruned entries are not zero: weights were loaded, "
+        "averaged or written since"
+        for name, count in zip(names, counts)
+        if count
+    }

@@ -1,0 +1,247 @@
+"""The report counts what the model holds now, and what was done to it since is named."""
+
+import copy
+import gc
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import setpoint
+
+from nets import build, train
+
+STEPS = 20
+METHODS = ("magnitude", "gsp", "wgsef", "l0", "hoyer", "static", "set", "rigl")
+
+
+def run(method="magnitude", steps=STEPS, net="mlp", target=0.8, **options):
+    model, opt, batch = build(net)
+    sparsifier = setpoint.Sparsifier(model, opt, method=method, target=target, steps=steps, **options)
+    return model, opt, batch, sparsifier
+
+
+def zeros(model: nn.Module) -> float:
+    weights = [p for name, p in model.named_parameters() if p.ndim > 1]
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_earlier_state_is_no_longer_exact_until_the_zeros_are_applied(method):
+    model, opt, batch, sparsifier = run(method)
+    dense = copy.deepcopy(model.state_dict())
+    train(model, opt, batch, STEPS)
+    assert sparsifier.exact
+    assert sparsifier.report().differences == {}
+    left = copy.deepcopy(model.state_dict())
+    model.load_state_dict({name: torch.full_like(tensor, 0.5) for name, tensor in dense.items()})
+    report = sparsifier.report()
+    assert not report.exact
+    assert not sparsifier.exact
+    assert sparsifier.sparsity == report.sparsity == zeros(model) == 0.0
+    assert set(report.differences) == {"0.weight", "2.weight", "4.weight"}
+    assert "are not zero" in report.differences["0.weight"]
+    assert "NOT EXACT: 0.weight" in str(report)
+    sparsifier.apply()
+    assert sparsifier.exact
+    assert sparsifier.report().params_kept == sum(int(m.sum()) for m in sparsifier.masks.values())
+    model.load_state_dict(left)
+    assert sparsifier.exact
+
+
+def test_one_entry_that_somebody_wrote_is_seen():
+    model, opt, batch, sparsifier = run()
+    train(model, opt, batch, STEPS)
+    at = (~sparsifier.masks["2.weight"]).nonzero()[0]
+    model[2].weight.data[tuple(at)] = 1e-3
+    report = sparsifier.report()
+    assert not report.exact
+    assert report.differences.keys() == {"2.weight"}
+    assert report.differences["2.weight"].startswith("1 of its ")
+    assert report.params_kept == int(sparsifier.masks["0.weight"].sum()) + int((model[2].weight != 0).sum()) + int(
+        (model[4].weight != 0).sum()
+    )
+
+
+def test_parameters_that_were_assigned_are_counted_under_their_names():
+    model, opt, batch, sparsifier = run()
+    dense = copy.deepcopy(model.state_dict())
+    train(model, opt, batch, STEPS)
+    model.load_state_dict(dense, assign=True)
+    report = sparsifier.report()
+    assert not report.exact
+    assert report.sparsity == zeros(model) == 0.0
+    assert "another tensor" in report.detached["0.weight"]
+    sparsifier.apply()
+    assert sparsifier.exact
+    assert zeros(model) == pytest.approx(sparsifier.sparsity)
+    assert "another tensor" in sparsifier.report().detached["0.weight"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_exact(bad):
+    model, opt, batch, sparsifier = run(nonfinite="unchecked")
+    train(model, opt, batch, STEPS)
+    at = sparsifier.masks["0.weight"].nonzero()[0]
+    model[0].weight.data[tuple(at)] = bad
+    report = sparsifier.report()
+    assert not report.exact
+    assert "NaN or infinite" in report.differences["0.weight"]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_that_were_replaced_are_named_and_dense(frozen):
+    model, opt, batch, sparsifier = run()
+    train(model, opt, batch, STEPS if frozen else 12)
+    model[4] = nn.Linear(16, 5)
+    report = sparsifier.report()
+    assert not report.exact
+    assert "replaced by one of shape (5, 16)" in report.differences["4.weight"]
+    assert next(la for la in report.layers if la.name == "4.weight").sparsity == 0.0
+    model[4] = nn.Identity()
+    assert "no parameter of this name" in sparsifier.report().differences["4.weight"]
+
+
+def test_layers_that_join_later_are_named_and_not_counted_as_sparse():
+    model, opt, batch, sparsifier = run()
+    model.append(nn.Linear(8, 8))
+    opt.add_param_group({"params": model[5].parameters()})
+    train(model, opt, batch, STEPS)
+    report = sparsifier.report()
+    assert report.exact
+    assert "not in the model when the run was built" in report.left_dense["5.weight"]
+    assert report.model_params == sum(p.numel() for p in model.parameters())
+    assert f"covers {report.params:,} of the model's {report.model_params:,}" in str(report).splitlines()[1]
+
+
+def test_compact_refuses_what_is_not_the_runs_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(5, 8)
+    sparsifier = setpoint.Sparsifier(model, opt, target=0.5, unit="neuron", steps=STEPS, example_inputs=x)
+    dense = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="step 0 of 20.*freeze"):
+        setpoint.compact(sparsifier)
+    for _ in range(STEPS):
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        opt.step()
+    left = copy.deepcopy(model.state_dict())
+    model.load_state_dict(dense)
+    with pytest.raises(ValueError, match=r"0\.weight: .* are not zero.*apply"):
+        setpoint.compact(sparsifier)
+    sparsifier.apply()
+    small = setpoint.compact(sparsifier, x)
+    assert torch.allclose(small(x), model(x), atol=1e-6)
+    model.load_state_dict(left)
+    assert setpoint.compact(sparsifier, x)[0].out_features == small[0].out_features
+
+
+@pytest.mark.parametrize("use", ["save", "export", "report"])
+def test_what_is_used_before_its_target_was_met_says_so(use, tmp_path):
+    model, opt, batch, sparsifier = run(steps=100)
+    train(model, opt, batch, 5)
+
+    def go():
+        if use == "report":
+            sparsifier.report()
+        elif use == "save":
+            setpoint.save(model, tmp_path / "a.safetensors")
+        else:
+            setpoint.export(model, tmp_path / "a.pt2", batch(0)[0])
+
+    with pytest.warns(setpoint.UnfinishedRunWarning, match="step 5 of 100.*accumulation") as seen:
+        go()
+    assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize("use", ["save", "export"])
+def test_a_model_that_is_not_what_the_run_left_is_not_used_in_silence(use, tmp_path):
+    model, opt, batch, sparsifier = run()
+    train(model, opt, batch, STEPS)
+    model[0].weight.data.fill_(1.0)
+    with pytest.warns(UserWarning, match=r"not what the run left: 0\.weight.*apply") as seen:
+        if use == "save":
+            setpoint.save(model, tmp_path / "a.safetensors")
+        else:
+            setpoint.export(model, tmp_path / "a.pt2", batch(0)[0])
+    assert seen[0].filename == __file__
+    sparsifier.apply()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        setpoint.save(model, tmp_path / "a.safetensors")
+
+
+def test_a_run_that_is_forgotten_before_its_target_says_so():
+    model, opt, batch, sparsifier = run(steps=100)
+    train(model, opt, batch, 5)
+    with pytest.warns(setpoint.UnfinishedRunWarning, match="gone before its target was met, at step 5 of 100"):
+        del sparsifier, opt
+        gc.collect()
+
+
+@pytest.mark.parametrize("ended", ["frozen", "removed", "untouched"])
+def test_a_run_that_met_its_target_or_was_let_go_is_forgotten_in_silence(ended):
+    model, opt, batch, sparsifier = run(steps=10)
+    train(model, opt, batch, {"frozen": 10, "removed": 5, "untouched": 0}[ended])
+    if ended == "removed":
+        sparsifier.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del sparsifier, opt
+        gc.collect()
+
+
+def test_a_run_whose_optimizer_never_steps_names_the_cause():
+    model, opt, batch, sparsifier = run()
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, other, batch, STEPS)
+    with pytest.warns(setpoint.UnfinishedRunWarning, match="step 0 of 20: no step of the optimizer.*another optimizer"):
+        report = sparsifier.report()
+    assert not report.exact
+
+
+def test_looking_at_the_plan_is_no_misuse():
+    _, _, _, sparsifier = run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sparsifier.report()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_an_average_that_the_run_follows_ends_exact(method, kind):
+    model, opt, batch, sparsifier = run(method)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9) if kind == "ema" else None)
+    sparsifier.follow(average)
+    for step in range(STEPS + 3):
+        train(model, opt, batch, 1, start=step)
+        average.update_parameters(model)
+    for name, mask in sparsifier.masks.items():
+        weight = average.module.get_parameter(name)
+        assert not bool((weight[~mask] != 0).any())
+        assert bool((weight[mask] != 0).any())
+    model.load_state_dict(average.module.state_dict())
+    assert sparsifier.exact
+
+
+def test_zeros_are_applied_to_an_average_that_nobody_followed():
+    model, opt, batch, sparsifier = run()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    with pytest.raises(ValueError, match="dense phase, at step 0 of 20"):
+        sparsifier.apply(average)
+    for step in range(STEPS):
+        train(model, opt, batch, 1, start=step)
+        average.update_parameters(model)
+    assert zeros(average.module) < 0.5
+    sparsifier.apply(average)
+    assert zeros(average.module) >= zeros(model) - 1e-9
+    model.load_state_dict(average.module.state_dict())
+    assert sparsifier.exact
+    with pytest.raises(ValueError, match=r"no copy of the run's model: its parameter '0\.weight'"):
+        sparsifier.apply(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="no copy of the run's model"):
+        sparsifier.follow(nn.Linear(3, 3))
