@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,11 +52,11 @@ class Support:
                 # A parameter may lose some to several layers.
                 self.pruned[part.name] = self.pruned[part.name] | entries if part.name in self.pruned else entries
 
-    def hold(self, only: Container[int] | None = None) -> None:
-        """Bring back to zero what the optimizer moved, in all parameters or in those of some ids."""
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Bring back to zero what the optimizer moved."""
         for name, pruned in self.pruned.items():
-            if only is None or id(self.parameters[name]) in only:
-                self.parameters[name].masked_fill_(pruned, 0.0)
+            self.parameters[name].masked_fill_(pruned, 0.0)
 
     def mask_gradients(self) -> None:
         """Zero the gradients of what is pruned."""
