@@ -10,7 +10,7 @@ from torch import Tensor
 
 from setpoint.budget import Budget, Cost, Phase, Scope, Target
 from setpoint.reading import count
-from setpoint.units import Layer
+from setpoint.units import Layer, skipped_in_words
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ class Report:
         budgets: what was to be met.
         params: entries of all layers' parameters, each counted once.
         params_kept: those that are not zero.
-        left_dense: parameters that might have been meant, and why they stay dense.
+        left_dense: every other parameter of two or more axes, and why it stays dense.
+        left_params: how many entries each of them has.
+        model_params: how many entries the whole model's parameters have.
         hoyer: average Hoyer sparsity reached, where one was asked for.
         latency: of a target in milliseconds.
         skipped_steps: optimizer steps skipped for gradients that were not finite.
@@ -162,6 +164,8 @@ class Report:
     params: int
     params_kept: int
     left_dense: dict[str, str]
+    left_params: dict[str, int]
+    model_params: int
     hoyer: float | None
     latency: LatencyReport | None
     skipped_steps: int
@@ -170,6 +174,11 @@ class Report:
     def sparsity(self) -> float:
         """Fraction of all layers' entries that are zero."""
         return 1.0 - self.params_kept / self.params
+
+    @property
+    def coverage(self) -> float:
+        """Fraction of the model's parameters that the layers reach into."""
+        return self.params / self.model_params
 
     @property
     def requested(self) -> float:
@@ -216,7 +225,8 @@ class Report:
         if self.hoyer is not None:
             lines.append(f"average Hoyer sparsity {self.hoyer:.6f}")
         lines += [f"gone: {', '.join(la.gone)}" for la in self.layers if la.gone]
-        return "\n".join([*lines, *(f"left dense: {name}, {reason}" for name, reason in self.left_dense.items())])
+        lines.append(f"covers {_of(self.params, self.model_params)} of the model's parameters ({self.coverage:.1%})")
+        return "\n".join([*lines, *skipped_in_words(self.left_dense, self.left_params, self.model_params)])
 
 
 def in_words(target: Target | None, scope: Scope) -> str:

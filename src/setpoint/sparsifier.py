@@ -89,8 +89,8 @@ class Sparsifier:
         self._layers, self._budgets = in_budgets(selection.layers, self._allocated())
         # Where the cost is measured.
         self._latency = whole if isinstance(whole, LatencyOfWidths) else None
-        unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
-        self._unit, self._scope, self._left = unit_name(unit), scope, selection.left | unnamed
+        self._unit, self._scope = unit_name(unit), scope
+        self._selection = selection.only(self._layers, "no glob of the scope names it")
         self.method.check(self._layers, self.target, optimizer)
         self._optimizer = optimizer
         self._step = 0
@@ -247,7 +247,9 @@ class Sparsifier:
             budgets=tuple(BudgetReport.of(b, self._layers, kept_units) for b in self._budgets),
             params=sum(p.numel() for p in self._support.parameters.values()),
             params_kept=count(self._support.parameters.values()),
-            left_dense=dict(self._left),
+            left_dense=self._selection.left,
+            left_params={skipped.name: skipped.params for skipped in self._selection.skipped},
+            model_params=self._selection.model_params,
             hoyer=self._hoyer(),
             latency=self._latency_report(kept_units),
             skipped_steps=self._hooks.skipped,
