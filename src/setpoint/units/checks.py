@@ -19,7 +19,7 @@ def check_model(model: nn.Module) -> None:
     Raises:
         TypeError: for what is no module.
         ValueError: for a scripted model, one without parameters, and one with parameters that are sharded or have no
-            shape yet, naming the first.
+            shape or values yet, naming the first.
     """
     if isinstance(model, type):
         raise TypeError(f"model is the class {model.__name__}, not a model: pass an instance, {model.__name__}(...)")
@@ -37,6 +37,11 @@ def check_model(model: nn.Module) -> None:
             raise ValueError(
                 f"parameter {plain_name(name)!r} has no shape before the model's first forward pass: run one on "
                 "example inputs first, then make the optimizer"
+            )
+        if parameter.is_meta:
+            raise ValueError(
+                f"parameter {plain_name(name)!r} is on the meta device and has no values: move the model to a real "
+                "device by model.to_empty(device=...) and load its weights first"
             )
     if next(model.parameters(), None) is None:
         raise ValueError("the model has no parameters, so there is nothing to make sparse")
@@ -66,7 +71,7 @@ def check_parameter(name: str, parameter: Tensor, held: Collection[Tensor]) -> N
         held: the parameters that the optimizer holds, as a set: of tensors, a list compares the values.
 
     Raises:
-        ValueError: if the optimizer does not hold it, it has no values or not finite ones, or a dtype that is not real.
+        ValueError: if the optimizer does not hold it, its values are not finite, or their dtype is not real.
     """
     if parameter not in held:
         raise ValueError(f"parameter {name!r} is not held by the optimizer: add it there, or leave it out by exclude=")
@@ -74,11 +79,6 @@ def check_parameter(name: str, parameter: Tensor, held: Collection[Tensor]) -> N
         raise ValueError(
             f"parameter {name!r} has dtype {parameter.dtype}; only real floating dtypes of 16 bits or more can be made "
             "sparse: leave it out by exclude="
-        )
-    if parameter.is_meta:
-        raise ValueError(
-            f"parameter {name!r} is on the meta device and has no values: move the model to a real device by "
-            "model.to_empty(device=...) and load its weights first"
         )
     if not bool(torch.isfinite(parameter).all()):
         raise ValueError(f"parameter {name!r} holds NaN or infinite values")

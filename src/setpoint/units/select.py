@@ -175,11 +175,11 @@ def patterns(argument: str, given: Patterns) -> list[str] | None:
     if given is None:
         return None
     found = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
-    wrong = next((glob for glob in found if not isinstance(glob, str)), None)
-    if wrong is not None:
-        raise TypeError(
-            f"{argument}={given!r}: a glob or name is a string such as '*.weight', not {type(wrong).__name__}"
-        )
+    for glob in found:
+        if not isinstance(glob, str):
+            raise TypeError(
+                f"{argument}={given!r}: a glob or name is a string such as '*.weight', not {type(glob).__name__}"
+            )
     return found
 
 

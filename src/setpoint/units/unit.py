@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from numbers import Integral
 
 Unit = str | tuple[int, int]
 
@@ -60,7 +61,11 @@ def sizes_of(unit: Unit) -> tuple[str, int, int] | None:
 
 
 def _is_pair(unit: object) -> bool:
-    return isinstance(unit, tuple) and len(unit) == 2 and all(type(size) is int for size in unit)
+    return (
+        isinstance(unit, tuple)
+        and len(unit) == 2
+        and all(isinstance(size, Integral) and not isinstance(size, bool) for size in unit)
+    )
 
 
 def _possible() -> str:
