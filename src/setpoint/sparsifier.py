@@ -49,8 +49,8 @@ class Sparsifier:
         schedule: the phases and the path between them; by default the method's.
         include, exclude: globs on parameter names: see `setpoint.units.select`.
         example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of them by name. Needed
-            for units that cross layers, whose parts are derived from a forward pass on fake tensors, for targets in
-            FLOPs and milliseconds, and where no module tells which axes of a parameter are outputs and inputs. For whole layers, copies of the model are run on random numbers in their place.
+            for units that cross layers, whose parts are derived from a forward pass on fake tensors, and for targets in
+            FLOPs and milliseconds. For whole layers, copies of the model are run on random numbers in their place.
         floor: units that no layer may lose under any budget.
         nonfinite: what happens on a step whose gradients are not finite: `"skip"` it with a warning, or `"raise"`; or
             leave them `"unchecked"`, so that no step between updates waits for a GPU. Weights that are not finite are
