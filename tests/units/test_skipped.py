@@ -95,6 +95,11 @@ def test_what_a_weight_is_computed_from_is_left_with_the_way_out(kind):
         with pytest.raises(ValueError, match="was asked for by name, but a parametrization, norm or mask computes"):
             selected(model, include=name)
     assert selected(model, exclude="0.weight").left.keys() == selection.left.keys()
+    alone = nn.Linear(6, 6)
+    apply(alone)
+    for asked in ({}, {"include": "weight"}):
+        with pytest.raises(ValueError, match="a parametrization, norm or mask computes the weight from it"):
+            selected(alone, **asked)
     undo(kind, model[0])
     assert [layer.name for layer in selected(model).layers] == ["0.weight", "2.weight"]
     assert not any(isinstance(hook, WeightNorm) for hook in model[0]._forward_pre_hooks.values())
@@ -127,7 +132,9 @@ def test_every_parameter_of_two_axes_is_named():
     assert (left["pair_bias"], left["norm.weight"]) == ("it is a bias", "it scales a norm")
     assert left["table.weight"] == "it is an embedding"
     assert "frozen" in left["frozen.weight"]
-    assert "frozen" in left["codes"]
+    assert "torch.int8" in left["codes"]
+    with pytest.raises(ValueError, match=r"'codes' was asked for by name, but its entries .* torch\.int8"):
+        selected(model, include="codes")
 
 
 def test_a_star_takes_every_trainable_matrix():

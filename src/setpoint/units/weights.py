@@ -53,11 +53,9 @@ def places_of(model: nn.Module) -> dict[nn.Parameter, list[Place]]:
     for raw, module in model.named_modules(remove_duplicate=False):
         path = plain_name(f"{raw}.").removesuffix(".")
         if isinstance(module, ParametrizationList):
-            owner, _, tensor = path.rpartition(".parametrizations.")
-            lists[path] = (
-                _joined(owner, tensor),
-                f"torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r})",
-            )
+            owner, _, tensor = f".{path}".rpartition(".parametrizations.")
+            undo = f"torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r})"
+            lists[path] = _joined(owner.removeprefix("."), tensor), undo
         within = next((lists[above] for above in lists if f"{path}.".startswith(f"{above}.")), None)
         hooked = _hooked(path, module)
         for attribute, parameter in module._parameters.items():
@@ -91,6 +89,8 @@ def never(parameter: Tensor, places: Sequence[Place]) -> str | None:
                 "a parametrization, norm or mask computes the weight from it, so that its zeros need not be the "
                 f"weight's; possible: {place.computed[1]} makes it a plain weight"
             )
+    if not parameter.is_floating_point() and not parameter.is_complex():
+        return f"its entries are no real numbers (they are {parameter.dtype})"
     return None if parameter.requires_grad else FROZEN
 
 
