@@ -50,9 +50,7 @@ def load_dcp(model, opt, path, options):
     model_state, optimizer_state = get_state_dict(model, opt, options=options)
     state = {"model": model_state, "optimizer": optimizer_state}
     dcp.load(state, checkpoint_id=path)
-    set_state_dict(
-        model, opt, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options
-    )
+    set_state_dict(model, opt, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options)
 
 
 DCP = {
@@ -150,6 +148,7 @@ def test_an_optimizer_that_loads_its_own_state_once_loses_nothing(method, late):
 @pytest.mark.parametrize("floor", [0, 1])
 def test_weights_that_never_moved_are_not_taken_for_those_before_the_draw(method, floor):
     """As in a warm-up whose learning rate begins at zero."""
+
     def built(seed):
         model, opt, batch = build("mlp", "sgd", seed)
         opt.param_groups[0]["lr"] = 0.0
@@ -231,7 +230,7 @@ def test_an_optimizer_that_has_taken_steps_without_a_run_is_said_aloud():
     model, opt, batch = build("mlp", "adamw")
     train(model, opt, batch, 3)
     state = copy.deepcopy(opt.state_dict())
-    again, opt2, _, sparsifier = run(seed=1)
+    _again, opt2, _, sparsifier = run(seed=1)
     with pytest.warns(UserWarning, match="after 3 steps holds no state of a setpoint run.*at step 0 of 20") as seen:
         opt2.load_state_dict(state)
     assert seen[0].filename == __file__
@@ -263,7 +262,7 @@ def test_a_damaged_state_is_refused(position):
     data = bytearray(encode([{"asked": {"layers": {}}, "step": 3}]))
     assert decode(bytes(data))[0]["step"] == 3
     data[position] ^= 1
-    model, opt, batch, sparsifier = run()
+    _model, opt, _batch, sparsifier = run()
     state = opt.state_dict()
     state["param_groups"][0][KEY] = bytes(data)
     with pytest.raises(ValueError, match="damaged"):
@@ -348,7 +347,7 @@ def test_a_frozen_run_may_be_resumed_for_more_steps_and_an_unfinished_one_with_t
         again, opt2, _, longer = run(seed=1, steps=40)
         again.load_state_dict(state["model"])
         if cut == 12:
-            with pytest.raises(ValueError, match="schedule was .*20.* there and is .*40.* here; resume with the same"):
+            with pytest.raises(ValueError, match=r"schedule was .*20.* there and is .*40.* here; resume with the same"):
                 opt2.load_state_dict(state["optimizer"])
             continue
         opt2.load_state_dict(state["optimizer"])
@@ -359,7 +358,7 @@ def test_a_frozen_run_may_be_resumed_for_more_steps_and_an_unfinished_one_with_t
 
 
 def test_an_end_to_a_run_takes_its_state_off_the_optimizer():
-    model, opt, batch, sparsifier = run()
+    model, opt, _batch, sparsifier = run()
     sparsifier.remove()
     assert KEY not in opt.param_groups[0]
     assert KEY not in opt.state_dict()["param_groups"][0]

@@ -9,9 +9,9 @@ import torch._dynamo.testing
 from torch import nn
 
 import setpoint
-from setpoint.run_state import KEY, decode
 from setpoint import hooks
 from setpoint.methods import ConstrainedL0
+from setpoint.run_state import KEY, decode
 from test_contract import DENSE_TO_SPARSE, METHODS
 
 from nets import build, mlp, train

@@ -79,29 +79,29 @@ class TestHuggingFace:
             }
             | options,
         )
-        return model, optimizer, transformers.Trainer(
+        return (
             model,
-            arguments,
-            train_dataset=Examples(),
-            eval_dataset=Examples(),
-            optimizers=(optimizer, None),
-            callbacks=[callback] if callback else None,
+            optimizer,
+            transformers.Trainer(
+                model,
+                arguments,
+                train_dataset=Examples(),
+                eval_dataset=Examples(),
+                optimizers=(optimizer, None),
+                callbacks=[callback] if callback else None,
+            ),
         )
 
     @pytest.mark.parametrize("method", ["gsp", "rigl"])
     def test_gradients_are_accumulated(self, tmp_path, method):
-        model, optimizer, trainer = self.trainer(
-            tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4
-        )
+        model, optimizer, trainer = self.trainer(tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4)
         sparsifier = setpoint.Sparsifier(model, optimizer, method=method, target=0.75, steps=STEPS)
         trainer.train()
         assert sparsifier.step == STEPS
         assert_exact(sparsifier, model)
 
     def test_steps_counted_in_batches_are_told_at_the_end(self, tmp_path):
-        model, optimizer, trainer = self.trainer(
-            tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4
-        )
+        model, optimizer, trainer = self.trainer(tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4)
         sparsifier = setpoint.Sparsifier(model, optimizer, target=0.75, steps=4 * STEPS)
         trainer.train()
         with pytest.warns(setpoint.UnfinishedRunWarning, match=f"step {STEPS} of {4 * STEPS}.*accumulation"):
@@ -150,7 +150,12 @@ class TestHuggingFace:
         )
         optimizer.param_groups[0]["lr"] = 0.5  # so that the first epoch is the best
         sparsifier = setpoint.Sparsifier(
-            model, optimizer, method="magnitude", target=0.75, steps=STEPS, schedule=setpoint.Schedule(begin=0.3, end=0.9)
+            model,
+            optimizer,
+            method="magnitude",
+            target=0.75,
+            steps=STEPS,
+            schedule=setpoint.Schedule(begin=0.3, end=0.9),
         )
         trainer.train()
         assert sparsifier.phase == "frozen"

@@ -106,9 +106,7 @@ def _by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     return {plain_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
-def _present(
-    model: nn.Module, layers: Sequence[Layer]
-) -> tuple[dict[str, nn.Parameter], _Words, _Words]:
+def _present(model: nn.Module, layers: Sequence[Layer]) -> tuple[dict[str, nn.Parameter], _Words, _Words]:
     """The tensors to count in by name; which of the run's are not in the model, and which are others now."""
     there = _by_name(model)
     now: dict[str, nn.Parameter] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from setpoint.budget import Budget, Cost, Phase, Scope, Target
 from setpoint.reading import count
-from setpoint.units import Layer
+from setpoint.units import Layer, skipped_in_words
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,9 @@ class Report:
         budgets: what was to be met.
         params: entries of all layers' parameters, each counted once.
         params_kept: those that are not zero.
+        left_dense: every other parameter of two or more axes, and why it stays dense.
+        left_params: how many entries each of them has.
         model_params: entries of all of the model's parameters, each counted once.
-        left_dense: parameters that might have been meant, and why they stay dense.
         differences: by parameter, how the model is not what the run left in it; any makes `exact` false.
         detached: by parameter, why the run's optimizers do not train it any more.
         hoyer: average Hoyer sparsity reached, where one was asked for.
@@ -166,6 +167,7 @@ class Report:
     params_kept: int
     model_params: int
     left_dense: dict[str, str]
+    left_params: dict[str, int]
     differences: dict[str, str]
     detached: dict[str, str]
     hoyer: float | None
@@ -176,6 +178,11 @@ class Report:
     def sparsity(self) -> float:
         """Fraction of all layers' entries that are zero."""
         return 1.0 - self.params_kept / self.params
+
+    @property
+    def coverage(self) -> float:
+        """Fraction of the model's parameters that the layers reach into."""
+        return self.params / self.model_params
 
     @property
     def requested(self) -> float:
@@ -202,10 +209,6 @@ class Report:
             row |= {"exact": budget.exact, "achieved": budget.achieved}
         return out
 
-    def _coverage(self) -> str:
-        covered = self.params / self.model_params
-        return f"the target covers {self.params:,} of the model's {self.model_params:,} parameters ({covered:.1%})"
-
     def __str__(self) -> str:
         rows = [("layer", "units kept", "weights kept", "requested", "zeros")]
         for la in self.layers:
@@ -217,7 +220,8 @@ class Report:
         rows.append(("all", units, weights, f"{self.requested:.2%}", f"{self.sparsity:.2%}"))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         title = f"{self.method}, {self.target}, unit {self.unit}, scope {self.scope}"
-        lines = [f"{title}: step {self.step:,} of {self.steps:,}, {self.phase}", self._coverage()]
+        lines = [f"{title}: step {self.step:,} of {self.steps:,}, {self.phase}"]
+        lines.append(f"covers {_of(self.params, self.model_params)} of the model's parameters ({self.coverage:.1%})")
         lines += [f"NOT EXACT: {name}: {what}" for name, what in self.differences.items()]
         lines += [f"not trained by the run's optimizer: {name}: {what}" for name, what in self.detached.items()]
         lines += ["  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))]) for r in rows]
@@ -228,7 +232,7 @@ class Report:
         if self.hoyer is not None:
             lines.append(f"average Hoyer sparsity {self.hoyer:.6f}")
         lines += [f"gone: {', '.join(la.gone)}" for la in self.layers if la.gone]
-        return "\n".join([*lines, *(f"left dense: {name}, {reason}" for name, reason in self.left_dense.items())])
+        return "\n".join([*lines, *skipped_in_words(self.left_dense, self.left_params, self.model_params)])
 
 
 def in_words(target: Target | None, scope: Scope) -> str:

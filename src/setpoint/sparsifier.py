@@ -24,7 +24,7 @@ from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report, in
 from setpoint.run_state import RunCarrier, differing, steps_of, warn_of_missing_state
 from setpoint.support import Support
 from setpoint.unfinished import CopiedRun, Progress, warn_caller
-from setpoint.units import Layer, Patterns, Unit, choose, named_matrices, unit_name, unwrap
+from setpoint.units import Layer, Patterns, Skipped, Unit, choose, named_matrices, unit_name, unwrap
 
 # A larger fraction of zeros than this is no accident.
 _TELLING = 0.05
@@ -96,8 +96,8 @@ class Sparsifier:
         self._layers, self._budgets = in_budgets(selection.layers, self._allocated())
         # Where the cost is measured.
         self._latency = whole if isinstance(whole, LatencyOfWidths) else None
-        unnamed = {la.name: "no glob of the scope names it" for la in selection.layers if la not in self._layers}
-        self._unit, self._scope, self._left = unit_name(unit), scope, selection.left | unnamed
+        self._unit, self._scope = unit_name(unit), scope
+        self._selection = selection.only(self._layers, "no glob of the scope names it")
         self.method.check(self._layers, self.target, optimizers)
         self._optimizers = optimizers
         self._nonfinite: NonFinite = nonfinite
@@ -305,6 +305,7 @@ class Sparsifier:
 
     def _report(self) -> Report:
         seen = self.inspect()
+        left = [*self._selection.skipped, *self._joined()]
         own = {b.layers[0]: b.requested for b in self._budgets if len(b.layers) == 1}
         has_budget = self.target is None or self.target.has_budget or not isinstance(self._scope, str)
         tensors = {part.name: part.parameter for layer in seen.layers for part in layer.parts}
@@ -325,7 +326,8 @@ class Sparsifier:
             params=sum(p.numel() for p in tensors.values()),
             params_kept=count(tensors.values()),
             model_params=sum(p.numel() for p in self.model.parameters()),
-            left_dense=self._left | self._joined(),
+            left_dense={skipped.name: skipped.reason for skipped in left},
+            left_params={skipped.name: skipped.params for skipped in left},
             differences=seen.differences,
             detached=seen.detached,
             hoyer=self._hoyer(),
@@ -392,14 +394,13 @@ class Sparsifier:
             for averages in self._averages:
                 zero(averages, self._support.pruned)
 
-    def _joined(self) -> dict[str, str]:
+    def _joined(self) -> list[Skipped]:
         """Weights that the model has now, and did not have when the run was built."""
-        known = self._support.parameters.keys() | self._known
-        return {
-            name: "it was not in the model when the run was built"
+        return [
+            Skipped(name, "it was not in the model when the run was built", parameter.numel())
             for name, parameter in named_matrices(self.model)
-            if name not in known
-        }
+            if name not in self._known
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The run's state: plain values and packed masks. The optimizer's `state_dict()` holds the same."""

@@ -34,7 +34,7 @@ def erk_densities(shapes: Sequence[Sequence[int]], sizes: Sequence[float], densi
 def erk_budgets(shares: Sequence[Share], target: Target) -> tuple[Budget, ...]:
     """Budgets per layer whose sum meets the target: whole units, the remainder to the layers cut shortest."""
     whole = join(shares, target.kept(sum(s.total for s in shares)), 0.0)
-    shapes = [s.layer.shape for s in shares]
+    shapes = [s.layer.partition.layout.product for s in shares]
     densities = erk_densities(shapes, [s.total for s in shares], whole.kept / whole.total)
     wanted = [max(s.total * d, s.least) for s, d in zip(shares, densities)]
     budgets = [_whole_units(s, w) for s, w in zip(shares, wanted)]

@@ -41,10 +41,26 @@ def flops_per_entry(model: nn.Module, layers: Sequence[Layer], example_inputs: A
         model: not changed.
         layers: of one parameter each.
         example_inputs: what one forward pass is; its batch counts.
+
+    Raises:
+        ValueError: for a parameter whose entries take part in none, as far as can be seen, or in unequal numbers.
     """
-    by_parameter, _ = count_flops(model, example_inputs)
-    plain = {plain_name(name): flops for name, flops in by_parameter.items()}
-    return {layer.name: plain.get(layer.name, 0) / layer.parts[0].parameter.numel() for layer in layers}
+    counter, _ = watch_forward(model, example_inputs, FlopCount)
+    pieces = {plain_name(name): found for name, found in counter.by_piece.items()}
+    return {layer.name: _each(layer, pieces.get(layer.name, {})) for layer in layers}
+
+
+def _each(layer: Layer, pieces: Mapping[tuple[int, int], int]) -> float:
+    """The operations of each entry of a parameter, by those of its pieces."""
+    rates = {flops / entries for (_, entries), flops in pieces.items()}
+    whole = sum(entries for _, entries in pieces) == layer.parts[0].parameter.numel()
+    if len(rates) == 1 and whole:
+        return rates.pop()
+    seen = "are not seen" if not pieces else "differ from entry to entry, or of some are not seen"
+    raise ValueError(
+        f"the operations that the entries of {layer.name!r} take part in on example_inputs {seen}: a target in FLOPs "
+        "would be missed; possible: a target in params, or leave it out by exclude="
+    )
 
 
 def flops_of_widths(model: nn.Module, wiring: Wiring, groups: Sequence[str], example_inputs: Any) -> WholeCost:

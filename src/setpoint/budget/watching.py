@@ -56,6 +56,7 @@ class FlopCount(OperatorWatch):
 
     Attributes:
         by_parameter: by the name of the weight.
+        by_piece: the same by the part of the weight: where it begins in memory, and how many entries it has.
         rest: between activations.
     """
 
@@ -63,6 +64,7 @@ class FlopCount(OperatorWatch):
         super().__init__()  # type: ignore[no-untyped-call]
         self._names = {storage(p): name for name, p in twin.named_parameters()}
         self.by_parameter: dict[str, int] = defaultdict(int)
+        self.by_piece: dict[str, dict[tuple[int, int], int]] = defaultdict(lambda: defaultdict(int))
         self.rest = 0
 
     def saw(self, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], flops: int | None) -> None:
@@ -70,12 +72,13 @@ class FlopCount(OperatorWatch):
         if flops is None:
             return
         # What is multiplied with, not the bias that is added.
-        factors = sorted(((i.numel(), storage(i)) for i in inputs), reverse=True)
-        name = next((self._names[s] for _, s in factors if s in self._names), None)
-        if name is None:
+        weight = max((i for i in inputs if storage(i) in self._names), key=Tensor.numel, default=None)
+        if weight is None:
             self.rest += flops
-        else:
-            self.by_parameter[name] += flops
+            return
+        name = self._names[storage(weight)]
+        self.by_parameter[name] += flops
+        self.by_piece[name][int(weight.storage_offset()), weight.numel()] += flops
 
 
 def storage(tensor: Tensor) -> int:

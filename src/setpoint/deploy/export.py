@@ -18,7 +18,7 @@ from torch.utils import _pytree
 
 from setpoint.claims import holders
 from setpoint.deploy.running import difference, evaluating, outputs_of, rebatch, tensors_in
-from setpoint.inputs import call_arguments
+from setpoint.inputs import call_arguments, failure
 from setpoint.units import unwrap
 
 # How far outputs may be apart, by the largest of them in size; and in steps of the outputs' own precision.
@@ -144,7 +144,9 @@ def _trace(model: nn.Module, inputs: Any, dynamic_batch: bool) -> ExportedProgra
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
     except Exception as error:
         hint = "; if its batch size is fixed: dynamic_batch=False" if dynamic_batch else ""
-        raise ValueError(f"torch.export cannot trace the model with these inputs{hint}: {error}") from error
+        raise ValueError(
+            f"torch.export cannot trace the model with these inputs{hint}: {failure(error, inputs)}"
+        ) from error
 
 
 def _write_onnx(program: ExportedProgram, path: Path) -> None:

@@ -24,8 +24,8 @@ class Chosen:
     @classmethod
     def of(cls, include: Patterns, exclude: Patterns) -> Chosen:
         """Read a glob or several."""
-        included = patterns(include)
-        return cls(None if included is None else tuple(included), tuple(patterns(exclude) or ()))
+        included = patterns("include", include)
+        return cls(None if included is None else tuple(included), tuple(patterns("exclude", exclude) or ()))
 
     def takes(self, *names: str) -> bool:
         """Whether what goes by these names is chosen."""

@@ -1,8 +1,8 @@
 """What becomes zero together: partitions of parameters into units."""
 
 from setpoint.units.choose import choose
-from setpoint.units.coupled import COUPLED, is_coupled, layers_of, wiring_for
-from setpoint.units.kinds import NM, Blocks, Slices, Unit, partition, unit_name
+from setpoint.units.coupled import layers_of, wiring_for
+from setpoint.units.kinds import NM, Blocks, Slices, partition
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
 from setpoint.units.member import Member
@@ -10,6 +10,8 @@ from setpoint.units.names import named_matrices, plain_name, unwrap
 from setpoint.units.partition import Partition, VectorKind
 from setpoint.units.positions import Positions
 from setpoint.units.select import Patterns, Selection, select
+from setpoint.units.skipped import Skipped, skipped_in_words
+from setpoint.units.unit import COUPLED, Unit, is_coupled, unit_name
 
 __all__ = [
     "COUPLED",
@@ -23,6 +25,7 @@ __all__ = [
     "Patterns",
     "Positions",
     "Selection",
+    "Skipped",
     "Slices",
     "Unit",
     "VectorKind",
@@ -33,6 +36,7 @@ __all__ = [
     "partition",
     "plain_name",
     "select",
+    "skipped_in_words",
     "unit_name",
     "unwrap",
     "wiring_for",

@@ -8,9 +8,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from setpoint.optimizer_set import OptimizerSet
-from setpoint.units.coupled import is_coupled, select_coupled
-from setpoint.units.kinds import Unit, unit_name
+from setpoint.units.checks import check_model
+from setpoint.units.coupled import select_coupled
 from setpoint.units.select import Patterns, Selection, select
+from setpoint.units.unit import Unit, check_unit, is_coupled, unit_name
 from setpoint.wiring import Wiring
 
 
@@ -28,10 +29,13 @@ def choose(
         The layers, with what is left dense and why; and the wiring, of units that cross layers.
 
     Raises:
+        TypeError: where these do.
         ValueError: where these do, and for units that cross layers if there are no inputs to derive them from.
     """
+    check_unit(unit)
+    check_model(model)
     if not is_coupled(unit):
-        return select(model, optimizer, unit, include, exclude), None
+        return select(model, optimizer, unit, include, exclude, example_inputs), None
     if example_inputs is None:
         raise ValueError(
             f"unit={unit!r} crosses layers: pass example_inputs=, what the model is called with, to derive its parts"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +12,16 @@ from torch.optim import Optimizer
 from setpoint.inputs import call_arguments
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.units.branches import layer_of_branches
+from setpoint.units.checks import check_model, check_parameter
 from setpoint.units.layer import Layer, Part
 from setpoint.units.layout import Layout
 from setpoint.units.names import plain_name
 from setpoint.units.positions import Positions
 from setpoint.units.select import Patterns, Selection, matches, patterns
+from setpoint.units.skipped import Skipped, grouped
+from setpoint.units.unit import COUPLED
+from setpoint.units.weights import never, places_of
 from setpoint.wiring import BRANCHES, Group, Wiring, derive
-
-# The kinds of groups whose units each name means; a layer is a residual branch, which is no group.
-COUPLED: dict[str, tuple[str, ...]] = {"channel": ("channel",), "neuron": ("neuron",), "head": ("head",), "layer": ()}
 
 
 def select_coupled(
@@ -50,33 +51,65 @@ def select_coupled(
     Raises:
         ValueError: if there are no such units, if a pattern matches none, or for a parameter that cannot be taken.
     """
+    included, excluded = patterns("include", include), patterns("exclude", exclude)
+    check_model(model)
     wiring = wiring_for(model, unit, example_inputs)
     candidates = list(_candidates(wiring, unit))
-    _check_patterns(unit, candidates, include=patterns(include), exclude=patterns(exclude))
-    left = dict(wiring.refused) if unit == "layer" else dict(_pinned(wiring))
+    _check_patterns(unit, candidates, include=included, exclude=excluded)
     parameters: dict[str, nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
     held = {p for group in optimizer.param_groups for p in group["params"]}
+    left = dict(wiring.refused)  # of groups and branches
     chosen = {BRANCHES}
     for candidate in candidates:
-        if not candidate.is_asked_for(patterns(include), patterns(exclude)):
-            continue
         tensors = {plain_name(t): parameters[t] for t in candidate.reached if t in parameters}
-        frozen = next((name for name, p in tensors.items() if not p.requires_grad), None)
-        if frozen is not None:
-            left[candidate.name] = f"its units reach into {frozen!r}, which is frozen (requires_grad is False)"
+        reason = candidate.refusal(included, excluded, tensors)
+        if reason is not None:
+            left[candidate.name] = reason
             continue
-        missing = next((name for name, p in tensors.items() if p not in held), None)
-        if missing is not None:
-            raise ValueError(
-                f"units of {candidate.name!r} reach into the parameter {missing!r}, which is not held by the "
-                "optimizer: add it there, or leave the group out by exclude="
-            )
+        for name, parameter in tensors.items():
+            if parameter not in held:
+                raise ValueError(
+                    f"units of {candidate.name!r} reach into the parameter {name!r}, which is not held by the "
+                    "optimizer: add it there, or leave the group out by exclude="
+                )
+            check_parameter(name, parameter, held)
         chosen.add(candidate.name)
     if chosen == {BRANCHES}:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items()) or "the model has none"
+        pinned = {name: why for name, why in _pinned(wiring) if name in parameters and parameters[name].ndim >= 2}
+        reasons = "; ".join(grouped(left if unit == "layer" else left | pinned)) or "the model has none"
         raise ValueError(f"there are no units of kind {unit!r} to choose from ({reasons})")
     wiring = replace(wiring, branches=tuple(branch for branch in wiring.branches if branch.name in chosen))
-    return Selection(tuple(la for la in layers_of(model, wiring, unit) if la.name in chosen), left), wiring
+    layers = tuple(la for la in layers_of(model, wiring, unit) if la.name in chosen)
+    skipped = (*(Skipped(*item, 0) for item in left.items()), *_skipped(model, wiring, unit, layers, candidates, left))
+    return Selection(layers, skipped, sum(p.numel() for p in model.parameters())), wiring
+
+
+def _skipped(
+    model: nn.Module,
+    wiring: Wiring,
+    unit: str,
+    layers: Sequence[Layer],
+    candidates: Sequence[_Candidate],
+    left: Mapping[str, str],
+) -> Iterator[Skipped]:
+    """Every parameter of two or more axes that no unit of the layers reaches into, and why."""
+    reached = {part.parameter for layer in layers for part in layer.parts}
+    pinned = dict(_pinned(wiring))
+    owners = {tensor: candidate.name for candidate in candidates for tensor in candidate.reached}
+    kinds = {s.tensor: group.kind for group in wiring.groups for s in group.slices}
+    first = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, places in places_of(model).items():
+        if parameter.ndim < 2 or parameter in reached:
+            continue
+        name = first[parameter]
+        reason = never(parameter, places) or left.get(owners.get(name, ""))
+        if reason is None and unit == "layer":
+            above = [path for path in left if name.startswith(f"{path}.")]
+            reason = left[max(above, key=len)] if above else "it is in no residual branch that can be taken out"
+        if reason is None and name in kinds:
+            reason = f"its units are of kind {kinds[name]!r}, not {unit!r}"
+        reason = reason or pinned.get(name, f"no units of kind {unit!r} reach it")
+        yield Skipped(places[0].names[0], reason, parameter.numel())
 
 
 @dataclass(frozen=True)
@@ -90,8 +123,16 @@ class _Candidate:
     def fits(self, globs: Sequence[str]) -> bool:
         return matches([self.name, *self.made], globs)
 
-    def is_asked_for(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
-        return (include is None or self.fits(include)) and not self.fits(exclude or ())
+    def refusal(
+        self, include: Sequence[str] | None, exclude: Sequence[str] | None, reached: Mapping[str, nn.Parameter]
+    ) -> str | None:
+        """Why it is not taken, None if it is."""
+        if self.fits(exclude or ()):
+            return "exclude= leaves it out"
+        if include is not None and not self.fits(include):
+            return "include= does not name it"
+        frozen = next((name for name, p in reached.items() if not p.requires_grad), None)
+        return None if frozen is None else f"its units reach into {frozen!r}, which is frozen (requires_grad is False)"
 
 
 def _candidates(wiring: Wiring, unit: str) -> Iterator[_Candidate]:
@@ -141,12 +182,9 @@ def layer_of(model: nn.Module, group: Group) -> Layer:
 
 
 def _pinned(wiring: Wiring) -> Iterator[tuple[str, str]]:
-    """Weights whose outputs must keep their number, and why."""
-    for pin in wiring.pinned:
-        if pin.axis == 0 and pin.tensor.endswith("weight"):
-            yield pin.tensor, f"its outputs are pinned: {pin.reason}" + (f" (in {pin.module})" if pin.module else "")
-
-
-def is_coupled(unit: object) -> bool:
-    """Whether units of this name cross layers."""
-    return isinstance(unit, str) and unit in COUPLED
+    """Tensors of which an axis must keep its size, and why: the first such axis."""
+    for pin in reversed(wiring.pinned):
+        if pin.reason == "kernel":
+            continue
+        what = "outputs" if pin.axis == 0 else "inputs" if pin.axis == 1 else f"axis {pin.axis}"
+        yield pin.tensor, f"its {what} are pinned: {pin.reason}"

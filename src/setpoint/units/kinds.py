@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -13,8 +12,7 @@ from torch.nn import functional as F
 
 from setpoint.units.layout import Layout
 from setpoint.units.partition import Partition
-
-Unit = str | tuple[int, int]
+from setpoint.units.unit import COUPLED, SLICES, Unit, check_unit, sizes_of
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -68,45 +66,45 @@ class Slices(Partition):
 
 @dataclass(frozen=True)
 class Blocks(Partition):
-    """Tiles of `height` outputs by `width` inputs in the matrix (outputs, inputs * taps).
+    """Tiles of `height` outputs by `width` inputs in the matrix (outputs, inputs * taps) of each group.
 
     Where the matrix is no multiple of the tile, the last tiles are smaller and cost less.
     """
 
     height: int = 1
     width: int = 1
-    axes: ClassVar[tuple[str, ...]] = ("output", "input")
+    axes: ClassVar[tuple[str, ...]] = ("group", "output", "input")
 
     @property
-    def _matrix(self) -> tuple[int, int]:
+    def _matrices(self) -> tuple[int, int, int]:
         groups, outputs, inputs, taps = self.layout.canonical
-        return groups * outputs, inputs * taps
+        return groups, outputs, inputs * taps
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        rows, columns = self._matrix
-        return -(-rows // self.height), -(-columns // self.width)
+        groups, rows, columns = self._matrices
+        return groups, -(-rows // self.height), -(-columns // self.width)
 
     def _tiles(self, tensor: Tensor) -> Tensor:
-        """(down, height, across, width), padded with zeros."""
-        matrix = self.layout.to_canonical(tensor).reshape(self._matrix)
-        down, across = self.counts
-        padded = F.pad(matrix, (0, across * self.width - matrix.shape[1], 0, down * self.height - matrix.shape[0]))
-        return padded.reshape(down, self.height, across, self.width)
+        """(groups, down, height, across, width), padded with zeros."""
+        matrices = self.layout.to_canonical(tensor).reshape(self._matrices)
+        (_, rows, columns), (groups, down, across) = self._matrices, self.counts
+        padded = F.pad(matrices, (0, across * self.width - columns, 0, down * self.height - rows))
+        return padded.reshape(groups, down, self.height, across, self.width)
 
     def magnitudes(self, tensor: Tensor) -> Tensor:
-        return _norm(self._tiles(tensor), (1, 3)).reshape(self.counts)
+        return _norm(self._tiles(tensor), (2, 4)).reshape(self.counts)
 
     def sums(self, values: Tensor, tensor: Tensor) -> Tensor:
-        return _exact(self._tiles(values)).sum((1, 3))
+        return _exact(self._tiles(values)).sum((2, 4))
 
     def expand(self, factors: Tensor, tensor: Tensor) -> Tensor:
-        rows, columns = self._matrix
-        tiled = factors.reshape(self.counts).repeat_interleave(self.height, 0).repeat_interleave(self.width, 1)
-        return self.layout.from_canonical(tiled[:rows, :columns].reshape(self.layout.canonical))
+        _, rows, columns = self._matrices
+        tiled = factors.reshape(self.counts).repeat_interleave(self.height, 1).repeat_interleave(self.width, 2)
+        return self.layout.from_canonical(tiled[:, :rows, :columns].reshape(self.layout.canonical))
 
     def sizes(self) -> Tensor:
-        rows, columns = self._matrix
+        _, rows, columns = self._matrices
         if rows % self.height == 0 and columns % self.width == 0:
             return torch.tensor(float(self.height * self.width), dtype=torch.float64)
         return torch.outer(_edges(rows, self.height), _edges(columns, self.width))
@@ -191,51 +189,23 @@ def partition(unit: Unit, layout: Layout) -> Partition | None:
         layout: of the parameter.
 
     Returns:
-        The partition, or None where the parameter has no such units (filters of a Linear weight, rows of a vector,
-        2:4 over fewer than three inputs).
+        The partition, or None where the parameter has no such units (filters of a Linear weight, rows of a vector or
+        of a matrix whose outputs are not known, 2:4 over fewer than three inputs).
 
     Raises:
+        TypeError: for what is no unit's name.
         ValueError: for a unit that is none of these.
     """
-    if isinstance(unit, tuple):
-        return _blocks(unit, layout)
-    if found := re.fullmatch(r"(\d+)x(\d+)", unit):
-        return _blocks((int(found[1]), int(found[2])), layout)
-    if found := re.fullmatch(r"(\d+):(\d+)", unit):
-        return _pattern(int(found[1]), int(found[2]), layout)
-    if unit not in _SLICES:
-        raise ValueError(f"unit={unit!r} is none of {', '.join(_SLICES)}, (height, width), 'N:M'")
-    if unit in ("filter", "kernel") and not layout.convolution:
+    check_unit(unit)
+    if unit == "weight":
+        return Slices(layout)
+    if len(layout.shape) < 2 or not layout.known:
         return None
-    if unit != "weight" and len(layout.shape) < 2:
-        return None
-    return Slices(layout, _SLICES[unit])
-
-
-_SLICES: dict[str, tuple[str, ...]] = {
-    "weight": (),
-    "row": ("input", "tap"),
-    "column": ("output", "tap"),
-    "kernel": ("tap",),
-    "filter": ("input", "tap"),
-}
-
-
-def _blocks(unit: tuple[int, int], layout: Layout) -> Partition | None:
-    height, width = unit
-    if height < 1 or width < 1:
-        raise ValueError(f"unit={unit} is no block: height and width must be at least 1")
-    return Blocks(layout, height, width) if len(layout.shape) >= 2 else None
-
-
-def _pattern(n: int, m: int, layout: Layout) -> Partition | None:
-    if not 0 < n < m:
-        raise ValueError(f"unit='{n}:{m}' is no pattern: it takes 0 < N < M")
-    if len(layout.shape) < 2 or layout.canonical[2] <= n:
-        return None
-    return NM(layout, n, m)
-
-
-def unit_name(unit: Unit) -> str:
-    """The unit as it is written on the command line and in reports."""
-    return unit if isinstance(unit, str) else f"{unit[0]}x{unit[1]}"
+    if (sizes := sizes_of(unit)) is not None:
+        kind, first, second = sizes
+        if kind == "block":
+            return Blocks(layout, first, second)
+        return NM(layout, first, second) if layout.canonical[2] > first else None
+    if not isinstance(unit, str) or unit in COUPLED:
+        raise ValueError(f"unit={unit!r} crosses layers: it is no part of one parameter")
+    return Slices(layout, SLICES[unit]) if layout.convolution or unit not in ("filter", "kernel") else None

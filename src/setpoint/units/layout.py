@@ -13,24 +13,29 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 class Layout:
     """The canonical form `(groups, outputs, inputs, taps)` of one parameter, outputs and inputs counted per group.
 
-    A Linear weight has one group and one tap; a convolution has a tap for each kernel position. Parameters of other
-    modules are read as (output, input, taps...).
+    A Linear weight has one group and one tap; a convolution has a tap for each kernel position; of the stacked weights
+    of experts, each expert is a group.
 
     Attributes:
         shape: the parameter's own shape.
         groups: of a convolution, otherwise 1.
         transposed: stored with the inputs first, as transposed convolutions are.
         convolution: whether there are kernels and filters to speak of.
+        stacked: whether the first axis counts matrices of their own, each a group.
+        known: whether it is known which axes are outputs and which inputs; where it is not, only single weights are
+            units.
     """
 
     shape: tuple[int, ...]
     groups: int = 1
     transposed: bool = False
     convolution: bool = False
+    stacked: bool = False
+    known: bool = True
 
     @classmethod
     def of(cls, module: nn.Module | None, parameter: Tensor) -> Layout:
-        """Read the layout off the module that owns the parameter as its `weight`."""
+        """The layout of a module's `weight`: that of a convolution, or else (output, input, taps...)."""
         shape = tuple(parameter.shape)
         if isinstance(module, _ConvNd):
             return cls(shape, module.groups, isinstance(module, _ConvTransposeNd), True)
@@ -41,8 +46,15 @@ class Layout:
         """Sizes (groups, outputs, inputs, taps)."""
         if len(self.shape) < 2:
             return 1, prod(self.shape), 1, 1
-        first, second, taps = self.shape[0] // self.groups, self.shape[1], prod(self.shape[2:])
-        return (self.groups, second, first, taps) if self.transposed else (self.groups, first, second, taps)
+        groups, first, second, *taps = (
+            self.shape if self.stacked else (self.groups, self.shape[0] // self.groups, *self.shape[1:])
+        )
+        return (groups, second, first, prod(taps)) if self.transposed else (groups, first, second, prod(taps))
+
+    @property
+    def product(self) -> tuple[int, ...]:
+        """The shape of one product: without the axis along which matrices of their own are stacked."""
+        return self.shape[1:] if self.stacked else self.shape
 
     def to_canonical(self, tensor: Tensor) -> Tensor:
         """View (or copy, where strides forbid a view) a tensor of the parameter's shape in canonical form."""

@@ -87,6 +87,8 @@ class Partition(ABC):
         missing = [a for a in _FIXED[kind] if a != "group" and a not in self.axes]
         if missing:
             raise ValueError(f"vectors={kind!r} need units with an {missing[0]} axis; these have {self.axes}")
+        if _FIXED[kind] and not self.layout.known:
+            raise ValueError(f"vectors={kind!r} need to know which axes of {self.layout.shape} are outputs and inputs")
         fixed = [i for i, axis in enumerate(self.axes) if axis in _FIXED[kind]]
         order = fixed + [i for i in range(len(self.axes)) if i not in fixed]
         rows = 1

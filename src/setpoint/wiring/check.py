@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from setpoint.inputs import call_arguments
 from setpoint.wiring.resize import tensor_of
 from setpoint.wiring.wiring import Group, Wiring
 
@@ -19,7 +20,7 @@ _SEED = 7
 def check(
     model: nn.Module,
     wiring: Wiring,
-    args: tuple[Any, ...] | Tensor,
+    args: Any,
     kwargs: Mapping[str, Any] | None = None,
     *,
     tolerance: float = 1e-5,
@@ -43,7 +44,7 @@ def check(
     Raises:
         AssertionError: with the group's name, if a resized model fails, or answers otherwise.
     """
-    answer = _caller((args,) if isinstance(args, Tensor) else tuple(args), kwargs or {})
+    answer = _caller(args, kwargs or {})
     generator = torch.Generator().manual_seed(_SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
@@ -61,7 +62,7 @@ def check_growth(
     model: nn.Module,
     wiring: Wiring,
     selections: Mapping[str, Tensor],
-    args: tuple[Any, ...] | Tensor,
+    args: Any,
     *,
     tolerance: float = 1e-5,
 ) -> None:
@@ -84,7 +85,7 @@ def check_growth(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        test = _exact_test(model, wiring, (args,) if isinstance(args, Tensor) else tuple(args), tolerance)
+        test = _exact_test(model, wiring, args, tolerance)
     groups = {name: wiring[name] for name in selections}
     untied = {name: group for name, group in groups.items() if not is_tied(group)}
     # What is tied is compared by shapes alone, which must not keep the others from being compared.
@@ -106,7 +107,7 @@ def _failure(test: _Test, groups: Mapping[str, Group], selections: Mapping[str, 
     return None
 
 
-def _exact_test(model: nn.Module, wiring: Wiring, inputs: tuple[Any, ...], tolerance: float) -> _Test:
+def _exact_test(model: nn.Module, wiring: Wiring, inputs: Any, tolerance: float) -> _Test:
     """A test in float64; in float32 for models that insist on it."""
 
     def test(dtype: torch.dtype, tolerance: float) -> _Test:
@@ -122,12 +123,13 @@ def _exact_test(model: nn.Module, wiring: Wiring, inputs: tuple[Any, ...], toler
         return test(torch.float32, 10 * tolerance)
 
 
-def _caller(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[nn.Module], list[Tensor]]:
+def _caller(inputs: Any, kwargs: Mapping[str, Any]) -> Callable[[nn.Module], list[Tensor]]:
     """Calls a network, and gives the tensors that it answers with."""
+    args, by_name = call_arguments(inputs)
 
     def answer(network: nn.Module) -> list[Tensor]:
         with torch.no_grad():
-            return [t for t in pytree.tree_leaves(network(*args, **kwargs)) if isinstance(t, Tensor)]
+            return [t for t in pytree.tree_leaves(network(*args, **by_name, **kwargs)) if isinstance(t, Tensor)]
 
     return answer
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
+from setpoint.inputs import call_arguments, failure
 from setpoint.wiring import rules
 from setpoint.wiring.axes import Axis, pin, unify
 from setpoint.wiring.branches import find, named
@@ -26,7 +27,7 @@ __all__ = ["derive", "rules"]
 
 def derive(
     model: nn.Module,
-    args: tuple[Any, ...] | Tensor,
+    args: Any,
     kwargs: Mapping[str, Any] | None = None,
     *,
     inexact_norms: bool = False,
@@ -40,8 +41,8 @@ def derive(
 
     Args:
         model: in the mode in which it is to be looked at.
-        args: example inputs; a single tensor may stand for itself. Their values do not matter.
-        kwargs: example inputs by name.
+        args: example inputs: a tensor, a tuple of arguments, or a dict of them by name. Their values do not matter.
+        kwargs: further ones by name.
         inexact_norms: leave axes free although layer, group or root-mean-square norms average over them. A model so
             resized differs from the masked one, as the norms then see other averages.
         branches: look for residual branches as well, and put each to the test: for this alone the model is run, a
@@ -56,19 +57,19 @@ def derive(
     Raises:
         ValueError: if the model cannot be exported.
     """
-    inputs = (args,) if isinstance(args, Tensor) else tuple(args)
+    inputs, by_name = call_arguments(args)
+    by_name |= kwargs or {}
     try:
-        program, numbers = export(model, inputs, dict(kwargs or {}))
+        program, numbers = export(model, inputs, by_name)
     except Exception as error:
-        hint = " (pass use_cache=False among kwargs)" if "Cache" in str(error) else ""
-        raise ValueError(f"torch.export cannot trace the model with these inputs{hint}: {error}") from error
+        raise ValueError(f"torch.export cannot trace the model with these inputs: {failure(error, args)}") from error
     walk = Walk(model, program, inexact_norms)
     for expression in numbers:
         walk.fix(expression, _place(walk, expression), "its size is used as a number or compared")
     _join_siblings(model, walk)
     _pin_unread(walk)
     wiring = assemble(model, walk, settle(walk, _described(model, walk)))
-    return _with_branches(model, wiring, program, inputs, kwargs or {}) if branches else wiring
+    return _with_branches(model, wiring, program, inputs, by_name) if branches else wiring
 
 
 def _with_branches(

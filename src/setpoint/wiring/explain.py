@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from setpoint.wiring.derive import derive
 from setpoint.wiring.wiring import Group, Pin, Wiring
 
 
-def explain(model: nn.Module, args: tuple[Any, ...] | Tensor, kwargs: dict[str, Any] | None = None) -> str:
+def explain(model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> str:
     """Derive the wiring of a model and describe it: groups, attributes that follow, branches, and all refusals.
 
     Args:

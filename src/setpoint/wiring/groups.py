@@ -79,6 +79,8 @@ def _names(free: Sequence[Axis], uses: Mapping[Axis, Sequence[Use]]) -> dict[Axi
         tensor = _first(uses[atom]).tensors[0]
         path, _, leaf = tensor.rpartition(".")
         name = path if leaf.startswith(("weight", "bias")) and path else tensor
+        # A submodule that was compiled on its own keeps its name.
+        name = f"{name}.".replace("_orig_mod.", "").removesuffix(".") or tensor
         taken[name] = taken.get(name, 0) + 1
         names[atom] = name if taken[name] == 1 else f"{name}#{taken[name]}"
     return names

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from math import prod
 from typing import Any
 
@@ -52,7 +53,9 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         numbers.
     """
     log: list[Expression] = []
-    with _attributes_watched(model, log), _norms_at_rest(model), warnings.catch_warnings():
+    # Where it fails, torch prints the part of the graph that it has; the error says what of it is of use.
+    quiet = redirect_stderr(io.StringIO())
+    with _attributes_watched(model, log), _norms_at_rest(model), warnings.catch_warnings(), quiet:
         warnings.filterwarnings("ignore", message=".*were assigned during export")  # recurrent layers; export undoes it
         program = torch.export.export(Watched(model, log), args, kwargs, strict=False)
     return program, log
