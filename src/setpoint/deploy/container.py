@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +24,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from setpoint.deploy.words import flatten
+from setpoint.writing import atomic_path
 
 VERSION = "1"
 
@@ -81,24 +80,16 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     """Write a file, or leave what stands at its path as it was.
 
     Args:
-        path: Of the file. A symbolic link is followed, so that it still is one afterwards.
+        path: Of the file, as `atomic_path` takes it.
         tensors: By name, of the dtypes in `STORABLE`.
         metadata: Goes into the header, beside the version and the checksum.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
+        OSError: As `atomic_path`.
+        ArchiveError: If the header gets longer than safetensors reads.
     """
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {target.parent} does not exist; create it first")
-    data = _serialise(tensors, {**metadata, "setpoint": VERSION})
-    temporary = target.with_name(f".{uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            _write(file, data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as part, part.open("wb") as file:
+        _write(file, _serialise(tensors, {**metadata, "setpoint": VERSION}))
 
 
 def read_container(path: Path) -> Container:
@@ -122,8 +113,6 @@ def read_container(path: Path) -> Container:
 
 def _write(file: BinaryIO, data: bytes) -> None:
     file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

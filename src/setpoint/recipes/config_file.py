@@ -15,8 +15,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from setpoint.recipes.config import TrainConfig
-from setpoint.recipes.data.files import atomic_path
 from setpoint.recipes.defaults import resolve
+from setpoint.writing import atomic_path
 
 _ADAPTER = TypeAdapter(checked(TrainConfig, frozen=True, config=ConfigDict(extra="forbid")))
 _NAMES = [f.name for f in fields(TrainConfig)]
