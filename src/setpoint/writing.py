@@ -87,6 +87,11 @@ def os_error(number: int, sentence: str) -> OSError:
     return error
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether it is the machine's: it was not asked for something that is not there, and would not do it."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half written in a folder, and nothing that a living process writes."""
     for part in folder.glob(f".*{PART}"):
