@@ -8,11 +8,10 @@ without its constructor and given what it had; see `setpoint.deploy.names` for w
 from __future__ import annotations
 
 import base64
-import copy
+import functools
 import json
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -28,9 +27,12 @@ from setpoint.wiring.stand_ins import FUNCTIONS, TOLD, revive
 
 # What a skeleton may come to when it is decompressed: this many bytes, this many more for each byte of its text, and
 # never more than the last. Modules take a hundred times the memory of their lines.
-_FREE_BYTES, _BYTES_PER_BYTE, _MOST_BYTES = 1 << 17, 4, 1 << 28
+_FREE_BYTES, _BYTES_PER_BYTE, _MOST_BYTES = 1 << 17, 2, 1 << 28
 _LISTED = 5
-_BLANK = vars(nn.Module())
+# What torch keeps of a module before any constructor of its own class has run: what makes it, or what it is.
+_BLANK = {
+    name: (type(value) if isinstance(value, (dict, set)) else None, value) for name, value in vars(nn.Module()).items()
+}
 
 
 def describe_model(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[Json, dict[str, Tensor]]:
@@ -75,7 +77,9 @@ def rebuild_model(skeleton: Json, stored: Mapping[str, Tensor], trusted: Collect
         )
     _check_tables(skeleton)
     found = find_all(skeleton["names"], trusted)
-    modules = [_new_module(entry_of(found, about["class"])) for about in skeleton["modules"]]
+    # Once for each class, by its number: of what is found nothing is asked, such as whether it is equal to another.
+    class_at = functools.lru_cache(None, typed=True)(lambda number: check_module_class(entry_of(found, number)))
+    modules = [_new_module(class_at(about["class"])) for about in skeleton["modules"]]
     packages = {package_of(type(module).__module__) for module in modules} - {"torch"}
     classes = [check_value_class(entry_of(found, about["class"]), packages) for about in skeleton["objects"]]
     objects: list[object] = [cls.__new__(cls) for cls in classes]
@@ -88,7 +92,7 @@ def rebuild_model(skeleton: Json, stored: Mapping[str, Tensor], trusted: Collect
         fill(value, reader.attributes(about["state"]))
     for module, about in zip(modules, skeleton["modules"]):
         _fill_module(module, about, reader)
-        revive(module)
+    _revive_all(modules)
     return modules[0]
 
 
@@ -211,11 +215,22 @@ def _check_tables(skeleton: Json) -> None:
                 raise LookupError(f"an entry of its {table} has no {' and '.join(keys)}")
 
 
-def _new_module(cls: Any) -> nn.Module:
-    """A module as torch has it before any constructor of its own class has run."""
-    module: nn.Module = object.__new__(check_module_class(cls))
-    vars(module).update({name: copy.copy(value) for name, value in _BLANK.items()})
+def _new_module(cls: type[nn.Module]) -> nn.Module:
+    module: nn.Module = object.__new__(cls)
+    vars(module).update({name: value if make is None else make() for name, (make, value) in _BLANK.items()})
     return module
+
+
+def _revive_all(modules: Sequence[nn.Module]) -> None:
+    """Give stand-ins their functions; those that say what they answer by one object have them in common."""
+    revived: dict[int, nn.Module] = {}
+    for module in modules:
+        told = vars(module).get(TOLD)
+        first = revived.setdefault(id(told), module)
+        if first is module:
+            revive(module)
+        elif told is not None:
+            vars(module).update({name: vars(first)[name] for name in FUNCTIONS})
 
 
 def _fill_module(module: nn.Module, about: Mapping[str, Json], reader: Reader) -> None:

@@ -50,8 +50,9 @@ _VALUES: dict[str, tuple[type, Callable[[Any], Json], Callable[[Any], Any]]] = {
 }
 _CONTAINERS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 _MAPPINGS: dict[str, Callable[[Any], Any]] = {"dict": dict, "ordered": OrderedDict}
-# What may be hashed: no code of anybody's runs for it.
+# Keys of one hash in a set or mapping.
 _MOST_ALIKE = 100
+# What may be hashed: no code of anybody's runs for it.
 _HASHED = (*_PLAIN, complex, range, torch.dtype, torch.device, torch.Size)
 
 
@@ -226,9 +227,10 @@ def _check_hashed(value: Any) -> Any:
 
 def _check_all_hashed(values: Collection[T]) -> Collection[T]:
     """Raise ObstacleError unless all may be hashed, and are told apart by it: what is not takes time by the square."""
+    for value in values:
+        _check_hashed(value)
     # As texts, whose own hashes nobody can foresee.
-    hashes = Counter(str(hash(_check_hashed(value))) for value in values)
-    if max(hashes.values(), default=0) > _MOST_ALIKE:
+    if len(values) > _MOST_ALIKE and max(Counter(str(hash(value)) for value in values).values()) > _MOST_ALIKE:
         raise ObstacleError(f"more than {_MOST_ALIKE} keys of one hash")
     return values
 
