@@ -151,7 +151,7 @@ def _mutate_place(whole: dict[str, Json], part: str, draw: random.Random) -> Non
         other, at = draw.choice(places)
         holder[key] = copy.deepcopy(other[at])
     elif way == 5:
-        holder[key] = _nested(draw.choice([10, 300, 900]), draw.choice([list, dict]), value)
+        holder[key] = _nested(draw.choice([10, 100, 250]), draw.choice([list, dict]), value)
     elif way == 6 and isinstance(holder, dict) and holder is not whole:
         holder[draw.choice([*TEXTS, *holder])] = holder.pop(key)
     elif way == 7 and type(value) is int:
