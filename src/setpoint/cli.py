@@ -14,11 +14,13 @@ from rich.console import Console
 from setpoint.cli_bench import bench
 from setpoint.cli_models import compact, export, measure
 from setpoint.cli_options import Given, given_values, merge, method_options
+from setpoint.writing import is_failure
 
 if TYPE_CHECKING:
     from setpoint.recipes import TrainConfig
 
-_MISTAKE, _INTERRUPTED = 2, 130
+# What the machine would not do, such as write to a full disk; what cannot be asked for.
+_FAILURE, _MISTAKE, _INTERRUPTED = 1, 2, 130
 
 app = App(
     name="setpoint",
@@ -177,11 +179,12 @@ def _launch(
         if debug:
             raise
         _complain(f"error: {_one_line(error)}")
-        sys.exit(_MISTAKE)
+        sys.exit(_FAILURE if is_failure(error) else _MISTAKE)
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    return " ".join(str(text).split())
 
 
 def _complain(message: str) -> None:

@@ -60,6 +60,13 @@ def given_values(given: Given) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _scalar(text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
+        return text
+
+
 def method_options(texts: Sequence[str]) -> dict[str, Option]:
     """Read `key=value` texts; values are numbers, true, false, or else text.
 
@@ -71,7 +78,7 @@ def method_options(texts: Sequence[str]) -> dict[str, Option]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise ValueError(f"--option {text!r} must be a key and a value, such as vectors=row")
-        read = yaml.safe_load(value)
+        read = _scalar(value)
         options[key.strip().replace("-", "_")] = read if isinstance(read, (bool, int, float)) else value
     return options
 

@@ -122,3 +122,54 @@ def test_a_budget_says_what_may_stay(cost, budget, target) -> None:
 def test_a_budget_and_a_sparsity_are_too_much() -> None:
     with pytest.raises(ValueError, match="takes one budget"):
         TrainConfig.of({"budget": 100, "sparsity": 0.5})
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LAUGHS.encode(), "anchors and aliases"),
+        (b"seed: &s 1\nepochs: *s", "anchors and aliases"),
+        (b"options: " + b"[" * 21 + b"]" * 21, "nested more than 20 deep"),
+        (b"options: " + b"{a: " * 100_000, "nested more than 20 deep"),
+        (b"seed: 1 # " + b"x" * (1 << 20), "larger than 1048576 bytes"),
+        (b"seed: \xff", "no text in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\0", "no text in UTF-8"),
+        (b"seed: \0", "is no YAML file"),
+        (b"", "is empty; it must hold a mapping"),
+        (b"# nothing\n", "is empty; it must hold a mapping"),
+        (b"text", "must hold a mapping such as .*, not str"),
+        (b"1: 2", "must hold a mapping"),
+        (b"seed: 1\nseed: 2", "the key 'seed' is there twice"),
+        (b"scope: {a: 0.5, a: 0.4}", "the key 'a' is there twice"),
+        (b"seed: " + b"9" * 19, "the number 9999999999999999999… has more than 64 bits"),
+        (b"epochs: 1" + b"0" * 5000, "has more than 64 bits"),
+        (b"scope: {2001-01-01: 0.5}", "no option's value"),
+        (b"epochs: 2001-99-99", "is no YAML file"),
+        (b"epochs: !!bool x", "is no YAML file"),
+        (b"epochs: !!python/object/apply:os.getcwd []", "is no YAML file"),
+        (b"seed: " + b"x" * 5000, "not 'x{99}$"),
+    ],
+    ids=range(21),
+)
+def test_no_file_takes_more_than_its_size_or_says_more_than_a_sentence(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_file_of_options(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder; name a YAML file"):
+        load_config(tmp_path)
+
+
+def test_the_largest_whole_number_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"seed: {2**63 - 1}")
+    assert load_config(path).seed == 2**63 - 1

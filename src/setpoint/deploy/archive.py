@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar, cast, overload
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,13 @@ from setpoint.claims import holders
 from setpoint.deploy.container import ArchiveError, read_container, write_container
 from setpoint.deploy.index import (
     Entry,
+    check_size,
     decode_state,
     describe,
     dump_index,
     encode_state,
     memory,
+    padded,
     parse_index,
     unstorable,
 )
@@ -65,6 +68,7 @@ def save(
     Raises:
         ArchiveError: If an entry is no plain tensor with data: sparse, quantised, sharded, on the meta device.
         FileNotFoundError: If the folder does not exist.
+        OSError: If the file cannot be written, with a sentence that says why.
         TypeError: If the metadata are not strings.
     """
     path = Path(path)
@@ -83,7 +87,7 @@ def save(
     for key, names in (("index", state), ("extras", extras)):
         if names or key == "index":
             texts[key] = dump_index({name: index[name] for name in names})
-    write_container(path, stored, texts)
+    write_container(path, padded(index, stored), texts)
     return path
 
 
@@ -102,7 +106,9 @@ def load(
 ) -> dict[str, Tensor] | Model:
     """Read what `save` wrote, into a model or as a state dict.
 
-    The whole file, and its fit to the model, is checked before the first entry of the model changes.
+    The whole file, and its fit to the model, is checked before the first entry of the model changes, and before
+    anything is decoded. Without a model, a file of n bytes may come to 256 MiB + 256 n and no more,
+    which `save` sees to.
 
     Args:
         path: Of the file.
@@ -117,14 +123,10 @@ def load(
         ArchiveError: If the file is truncated, altered, not written by `save`, or does not fit the model.
         FileNotFoundError: If there is no such file.
     """
-    container = read_container(Path(path))
-    index = parse_index(container.metadata["index"])
     if model is None:
-        return decode_state(container, index, torch.device(device))
+        return _load_alone(Path(path), torch.device(device))
     inner = unwrap(model)
-    _check_fit(index, inner, container.path)
-    state = decode_state(container, index, torch.device("cpu"))
-    _check_ties(state, inner, Path(path))
+    state = _load_fitting(Path(path), inner)
     inner.load_state_dict({name: state[plain_name(name)] for name in inner.state_dict()})
     return model
 
@@ -155,19 +157,24 @@ def load_model(
             naming what stood in the way; or if its code is not imported and not trusted.
         FileNotFoundError: If there is no such file.
     """
-    container = read_container(Path(path))
-    if "skeleton" not in container.metadata:
-        raise ArchiveError(f"{path} holds a state dict, of no model in particular; save the model to load it as one")
-    index = {key: parse_index(container.metadata.get(key, "{}")) for key in ("index", "extras")}
-    stored = decode_state(container, {**index["index"], **index["extras"]}, torch.device(device))
     trusted = (trusted,) if isinstance(trusted, str) else tuple(trusted)
+    with _reading(Path(path)):
+        container = read_container(Path(path))
+        if "skeleton" not in container.metadata:
+            raise ArchiveError(
+                f"{path} holds a state dict, of no model in particular; save the model to load it as one"
+            )
+        indexes = [parse_index(container.metadata.get(key, "{}")) for key in ("index", "extras")]
+        index = {name: entry for part in indexes for name, entry in part.items()}
+        check_size(index, container)
+        stored = decode_state(container, index, torch.device(device))
     try:
         return rebuild_model(parse_skeleton(container.metadata["skeleton"]), stored, trusted)
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}") from error
     except ObstacleError as error:
         raise ArchiveError(f"{path} cannot be made into a model: it asks for {error}") from error
-    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+    except Exception as error:  # a skeleton may hold anything, and what is wrong shows where it is put to use
         raise ArchiveError(f"{path} cannot be made into a model: {type(error).__name__}: {error}") from error
 
 
@@ -178,7 +185,38 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         ArchiveError: If the file is truncated, altered or not written by `save`.
         FileNotFoundError: If there is no such file.
     """
-    return cast("dict[str, str]", json.loads(read_container(Path(path)).metadata["metadata"]))
+    with _reading(Path(path)):
+        return _check_strings(json.loads(read_container(Path(path)).metadata["metadata"]))
+
+
+def _load_alone(path: Path, device: torch.device) -> dict[str, Tensor]:
+    with _reading(path):
+        container = read_container(path)
+        index = parse_index(container.metadata["index"])
+        check_size(index, container)
+        return decode_state(container, index, device)
+
+
+def _load_fitting(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The state in a file, which takes what the model does: the fit is checked before anything is decoded."""
+    with _reading(path):
+        container = read_container(path)
+        index = parse_index(container.metadata["index"])
+        _check_fit(index, model, path)
+        state = decode_state(container, index, torch.device("cpu"))
+        _check_ties(state, model, path)
+        return state
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell whatever a file's content leads to as an error of the file: its checksum says nothing of who wrote it."""
+    try:
+        yield
+    except (ArchiveError, OSError):
+        raise
+    except Exception as error:
+        raise ArchiveError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

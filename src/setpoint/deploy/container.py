@@ -13,23 +13,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
 from setpoint.deploy.words import flatten
+from setpoint.writing import atomic_path
 
 VERSION = "1"
 
 _LENGTH_BYTES = 8
+_MOST_HEADER = 100_000_000
 
 STORABLE = frozenset(
     {
@@ -58,11 +57,13 @@ class Container:
 
     Attributes:
         path: Of the file, for error messages.
+        size: Of the file, in bytes.
         metadata: What was given to `write_container`, and the version and checksum.
         tensors: By name, on the CPU and in memory of their own.
     """
 
     path: Path
+    size: int
     metadata: Mapping[str, str]
     tensors: Mapping[str, Tensor]
 
@@ -81,24 +82,16 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     """Write a file, or leave what stands at its path as it was.
 
     Args:
-        path: Of the file. A symbolic link is followed, so that it still is one afterwards.
+        path: Of the file, as `atomic_path` takes it.
         tensors: By name, of the dtypes in `STORABLE`.
         metadata: Goes into the header, beside the version and the checksum.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
+        OSError: As `atomic_path`.
+        ArchiveError: If the header gets longer than safetensors reads.
     """
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {target.parent} does not exist; create it first")
-    data = _serialise(tensors, {**metadata, "setpoint": VERSION})
-    temporary = target.with_name(f".{uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            _write(file, data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as part, part.open("wb") as file:
+        _write(file, _serialise(tensors, {**metadata, "setpoint": VERSION}))
 
 
 def read_container(path: Path) -> Container:
@@ -109,26 +102,30 @@ def read_container(path: Path) -> Container:
         ArchiveError: If the file is truncated, altered or was written by something else.
     """
     data = path.read_bytes()
-    metadata = _read_metadata(data, path)
+    header = _header(data, path)
     try:
+        # First, as it takes no header but of names to dtypes, shapes and places in the file, and of names to texts.
         tensors = safetensors.load(data)
-    except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # it answers damage with errors of its own, of torch's and of Python's
         raise ArchiveError(f"{path} is truncated or altered: {error}") from error
+    metadata = _read_metadata(header, path)
     found, expected = _checksum(tensors, metadata), metadata.get("checksum")
     if found != expected:
         raise ArchiveError(f"{path} is truncated or altered: expected checksum {expected}, found {found}")
-    return Container(path, metadata, tensors)
+    return Container(path, len(data), metadata, tensors)
 
 
 def _write(file: BinaryIO, data: bytes) -> None:
     file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     plain = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    return safetensors.save(plain, {**metadata, "checksum": _checksum(plain, metadata)})
+    data: bytes = safetensors.save(plain, {**metadata, "checksum": _checksum(plain, metadata)})
+    header = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if header > _MOST_HEADER:
+        raise ArchiveError(f"names and metadata take {header} bytes; safetensors reads up to {_MOST_HEADER}")
+    return data
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -152,14 +149,18 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     return digest.hexdigest()
 
 
-def _read_metadata(data: bytes, path: Path) -> dict[str, str]:
-    """The metadata, which the package reads from files but not from bytes."""
+def _header(data: bytes, path: Path) -> bytes:
+    """The header, which the package reads from files but not from bytes."""
     end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     if not _LENGTH_BYTES <= end <= len(data):
         found = f"it has {len(data)} bytes, no whole header"
         raise ArchiveError(f"{path} is truncated, altered or no safetensors file: {found}")
+    return data[_LENGTH_BYTES:end]
+
+
+def _read_metadata(header: bytes, path: Path) -> dict[str, str]:
     try:
-        metadata = json.loads(data[_LENGTH_BYTES:end]).get("__metadata__", {})
+        metadata = json.loads(header).get("__metadata__", {})
         version = metadata.get("setpoint")
     except (AttributeError, ValueError, RecursionError) as error:
         raise ArchiveError(f"{path} is altered or no safetensors file: its header is not JSON") from error

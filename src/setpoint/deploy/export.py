@@ -20,6 +20,7 @@ from setpoint.claims import holders
 from setpoint.deploy.running import difference, evaluating, outputs_of, rebatch, tensors_in
 from setpoint.inputs import call_arguments, failure
 from setpoint.units import unwrap
+from setpoint.writing import explained
 
 # How far outputs may be apart, by the largest of them in size; and in steps of the outputs' own precision.
 _TOLERANCE = 1e-4
@@ -62,7 +63,10 @@ def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any, 
     if path.suffix == ".onnx":
         _require_onnx()
     program = _trace(model, inputs, dynamic_batch)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+    with (
+        explained(f"cannot write {path}", beside=path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder,
+    ):
         part = Path(folder) / path.name
         write(program, part)
         _check_same(model, read(part), [rebatch(inputs, size) for size in (1, 3)] if dynamic_batch else [inputs], path)

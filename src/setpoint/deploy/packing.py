@@ -27,7 +27,7 @@ things come on top, where they pay:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ Bits = npt.NDArray[np.bool_]
 Encoding = Literal["dense", "bitmask", "gaps"]
 
 _MAX_WIDTH = 16
+_BLOCK_BYTES = 1 << 16
 # About what one more named tensor takes in the file's header. It keeps short vectors dense.
 _PART_OVERHEAD = 100
 
@@ -153,13 +154,20 @@ def _pack_flat(flat: Array) -> Packed:
 
 def _unpack_flat(packed: Packed, size: int) -> Array:
     values = packed.parts["values"]
+    if values.ndim != 1:
+        raise ValueError(f"expected values along one axis, found the shape {values.shape}")
     flat = np.zeros(size, dtype=values.dtype)
     if packed.encoding == "dense":
         flat[:] = values
     elif packed.encoding == "bitmask":
         flat[_unpack_bits(packed.parts["positions"], size)] = values
     elif packed.encoding == "gaps":
-        flat[_decode_gaps(packed.parts["positions"], packed.width)] = values
+        used = 0
+        for places in _decode_gaps(packed.parts["positions"], packed.width):
+            flat[places] = values if values.size == 1 else values[used : used + places.size]
+            used += places.size
+        if values.size not in (1, used):
+            raise ValueError(f"{values.size} values cannot fill {used} positions")
     else:
         raise ValueError(f"unknown encoding {packed.encoding!r}")
     return flat
@@ -216,11 +224,18 @@ def _encode_gaps(gaps: npt.NDArray[np.int64], width: int) -> Bytes:
     return _pack_codes(codes, width)
 
 
-def _decode_gaps(packed: Bytes, width: int) -> npt.NDArray[np.int64]:
-    codes = _unpack_codes(packed, width).astype(np.int64)
-    final: Bits = codes != _escape(width)
-    ends: npt.NDArray[np.int64] = np.cumsum(codes + final)
-    return ends[final] - 1
+def _decode_gaps(packed: Bytes, width: int) -> Iterator[npt.NDArray[np.int64]]:
+    """The positions of the non-zero entries, some at a time: a code takes much more memory here than in the file."""
+    if not 2 <= width <= _MAX_WIDTH:
+        raise ValueError(f"expected a code width of 2..{_MAX_WIDTH} bits, found {width}")
+    end = 0
+    # Blocks of whole bytes that are whole codes.
+    for start in range(0, packed.size, _BLOCK_BYTES * width):
+        codes = _unpack_codes(packed[start : start + _BLOCK_BYTES * width], width).astype(np.int64)
+        final: Bits = codes != _escape(width)
+        ends: npt.NDArray[np.int64] = np.cumsum(codes + final) + end
+        yield ends[final] - 1
+        end = int(ends[-1]) if ends.size else end
 
 
 def _pack_codes(codes: npt.NDArray[np.uint16], width: int) -> Bytes:
@@ -232,8 +247,6 @@ def _pack_codes(codes: npt.NDArray[np.uint16], width: int) -> Bytes:
 
 
 def _unpack_codes(packed: Bytes, width: int) -> npt.NDArray[np.uint16]:
-    if not 2 <= width <= _MAX_WIDTH:
-        raise ValueError(f"expected a code width of 2..{_MAX_WIDTH} bits, found {width}")
     count = packed.size * 8 // width
     bits = _unpack_bits(packed, packed.size * 8)[: count * width].reshape(count, width)
     codes = np.zeros(count, dtype=np.uint16)

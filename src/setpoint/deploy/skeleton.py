@@ -8,16 +8,16 @@ without its constructor and given what it had; see `setpoint.deploy.names` for w
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import zlib
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from setpoint.deploy.container import ArchiveError
+from setpoint.deploy.layouts import is_dense, place, usual_strides
 from setpoint.deploy.names import ObstacleError, check_module_class, check_value_class, find_all, package_of
 from setpoint.deploy.states import HOOKS, KEPT, fill, state_of
 from setpoint.deploy.stored import Stored
@@ -25,9 +25,14 @@ from setpoint.deploy.tables import entry_of
 from setpoint.deploy.values import Json, Reader, Writer
 from setpoint.wiring.stand_ins import FUNCTIONS, TOLD, revive
 
-_MOST_BYTES = 1 << 28
-_FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
+# What a skeleton may come to when it is decompressed: this many bytes, this many more for each byte of its text, and
+# never more than the last. Modules take a hundred times the memory of their lines.
+_FREE_BYTES, _BYTES_PER_BYTE, _MOST_BYTES = 1 << 17, 2, 1 << 28
 _LISTED = 5
+# What torch keeps of a module before any constructor of its own class has run: what makes it, or what it is.
+_BLANK = {
+    name: (type(value) if isinstance(value, (dict, set)) else None, value) for name, value in vars(nn.Module()).items()
+}
 
 
 def describe_model(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[Json, dict[str, Tensor]]:
@@ -70,12 +75,16 @@ def rebuild_model(skeleton: Json, stored: Mapping[str, Tensor], trusted: Collect
             f"the model could not be described when it was saved, only its weights are there: {listed}{more}. Build "
             "the model, and load them into it: setpoint.load(path, model)"
         )
+    _check_tables(skeleton)
     found = find_all(skeleton["names"], trusted)
-    modules = [_new_module(entry_of(found, about["class"])) for about in skeleton["modules"]]
+    # Once for each class, by its number: of what is found nothing is asked, such as whether it is equal to another.
+    class_at = functools.lru_cache(None, typed=True)(lambda number: check_module_class(entry_of(found, number)))
+    modules = [_new_module(class_at(about["class"])) for about in skeleton["modules"]]
     packages = {package_of(type(module).__module__) for module in modules} - {"torch"}
     classes = [check_value_class(entry_of(found, about["class"]), packages) for about in skeleton["objects"]]
     objects: list[object] = [cls.__new__(cls) for cls in classes]
-    tensors = [_read_tensor(about, stored) for about in skeleton["tensors"]]
+    placed = _place_all(skeleton["tensors"], stored)
+    tensors = [_read_tensor(about, placed) for about in skeleton["tensors"]]
     reader = Reader(packages, found, modules, tensors, objects)
     for tensor, about in zip(tensors, skeleton["tensors"]):
         vars(tensor).update(reader.attributes(about.get("attributes", {})))
@@ -83,14 +92,15 @@ def rebuild_model(skeleton: Json, stored: Mapping[str, Tensor], trusted: Collect
         fill(value, reader.attributes(about["state"]))
     for module, about in zip(modules, skeleton["modules"]):
         _fill_module(module, about, reader)
-        revive(module)
+    _revive_all(modules)
     return modules[0]
 
 
 def dump_skeleton(skeleton: Json) -> str:
-    """A skeleton as text, compressed."""
-    text = json.dumps(skeleton, separators=(",", ":"))
-    return base64.b85encode(zlib.compress(text.encode(), 9)).decode()
+    """A skeleton as text, compressed, and filled up with spaces where it is too uniform for what is read of a text."""
+    text = json.dumps(skeleton, separators=(",", ":")).encode()
+    packed = base64.b85encode(zlib.compress(text, 9)).decode()
+    return packed.ljust(-(-(len(text) - _FREE_BYTES) // _BYTES_PER_BYTE))
 
 
 def parse_skeleton(text: str) -> Json:
@@ -99,13 +109,14 @@ def parse_skeleton(text: str) -> Json:
     Raises:
         ValueError: If it is none.
     """
+    most = min(_MOST_BYTES, _FREE_BYTES + _BYTES_PER_BYTE * len(text))
     decompressor = zlib.decompressobj()
     try:
-        whole = decompressor.decompress(base64.b85decode(text), _MOST_BYTES)
+        whole = decompressor.decompress(base64.b85decode(text.rstrip(" ")), most)
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if not decompressor.eof:
-        raise ValueError(f"it is cut off, or larger than {_MOST_BYTES} bytes")
+        raise ValueError(f"it is cut off, or larger than {most} bytes")
     return json.loads(whole)
 
 
@@ -184,9 +195,8 @@ def _write_tensor(writer: Writer, tensor: Tensor, path: str, stored: Stored) -> 
         about["parameter"] = True
     if tensor.requires_grad:
         about["requires_grad"] = True
-    for memory_format, rank in _FORMATS.items():
-        if tensor.dim() == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=memory_format):
-            about["format"] = rank
+    if tensor.stride() != usual_strides(tensor.shape) and is_dense(tensor.shape, tensor.stride()):
+        about["strides"] = list(tensor.stride())
     attributes = writer.attributes(vars(tensor), path)
     return {**about, "attributes": attributes} if attributes else about
 
@@ -194,11 +204,33 @@ def _write_tensor(writer: Writer, tensor: Tensor, path: str, stored: Stored) -> 
 # From JSON
 
 
-def _new_module(cls: Any) -> nn.Module:
-    """A module as torch has it before any constructor of its own class has run."""
-    module: nn.Module = object.__new__(check_module_class(cls))
-    vars(module).update(vars(nn.Module()))
+def _check_tables(skeleton: Json) -> None:
+    """Raise unless the entries are those that are written: a shorter one costs as much to make."""
+    if not all(isinstance(name, str) for name in skeleton["names"]):
+        raise TypeError("a name that is no text")
+    needed = {"modules": ("class", "training"), "objects": ("class", "state"), "tensors": ("data",)}
+    for table, keys in needed.items():
+        for about in skeleton[table]:
+            if not all(key in about for key in keys):
+                raise LookupError(f"an entry of its {table} has no {' and '.join(keys)}")
+
+
+def _new_module(cls: type[nn.Module]) -> nn.Module:
+    module: nn.Module = object.__new__(cls)
+    vars(module).update({name: value if make is None else make() for name, (make, value) in _BLANK.items()})
     return module
+
+
+def _revive_all(modules: Sequence[nn.Module]) -> None:
+    """Give stand-ins their functions; those that say what they answer by one object have them in common."""
+    revived: dict[int, nn.Module] = {}
+    for module in modules:
+        told = vars(module).get(TOLD)
+        first = revived.setdefault(id(told), module)
+        if first is module:
+            revive(module)
+        elif told is not None:
+            vars(module).update({name: vars(first)[name] for name in FUNCTIONS})
 
 
 def _fill_module(module: nn.Module, about: Mapping[str, Json], reader: Reader) -> None:
@@ -215,11 +247,18 @@ def _fill_module(module: nn.Module, about: Mapping[str, Json], reader: Reader) -
     vars(module).update(attributes, training=bool(about["training"]))
 
 
-def _read_tensor(about: Mapping[str, Json], stored: Mapping[str, Tensor]) -> Tensor:
-    data = stored[about["data"]].detach()
-    for memory_format, rank in _FORMATS.items():
-        if about.get("format") == rank:
-            data = data.contiguous(memory_format=memory_format)
+def _place_all(tensors: Sequence[Mapping[str, Json]], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that are asked for, by name, each placed in memory as it was."""
+    strides: dict[str, Json] = {}
+    for about in tensors:
+        name, asked = about["data"], about.get("strides")
+        if strides.setdefault(name, asked) != asked:
+            raise ValueError(f"the tensor {name!r} is asked for in two layouts")
+    return {name: stored[name] if asked is None else place(stored[name], asked) for name, asked in strides.items()}
+
+
+def _read_tensor(about: Mapping[str, Json], placed: Mapping[str, Tensor]) -> Tensor:
+    data = placed[about["data"]].detach()
     grad = bool(about.get("requires_grad"))
     return nn.Parameter(data, requires_grad=grad) if about.get("parameter") else data.requires_grad_(grad)
 

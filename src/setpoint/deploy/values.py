@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
@@ -50,6 +50,8 @@ _VALUES: dict[str, tuple[type, Callable[[Any], Json], Callable[[Any], Any]]] = {
 }
 _CONTAINERS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 _MAPPINGS: dict[str, Callable[[Any], Any]] = {"dict": dict, "ordered": OrderedDict}
+# Keys of one hash in a set or mapping.
+_MOST_ALIKE = 100
 # What may be hashed: no code of anybody's runs for it.
 _HASHED = (*_PLAIN, complex, range, torch.dtype, torch.device, torch.Size)
 
@@ -99,7 +101,8 @@ class Writer:
             return {kind.__name__: self._entries(value, path)}
         for tag, of_mapping in _MAPPINGS.items():
             if kind is of_mapping:
-                return {tag: [[self._key(key, path), self.write(entry, path)] for key, entry in value.items()]}
+                _check_all_hashed(value)
+                return {tag: [[self.write(key, path), self.write(entry, path)] for key, entry in value.items()]}
         tag, content = self._reference(value, path)
         return {tag: content}
 
@@ -107,11 +110,8 @@ class Writer:
         if isinstance(value, tuple):
             return [self.write(entry, path) for entry in value]
         # In an order of their own, so that the same model gives the same file.
-        return sorted((self._key(entry, path) for entry in value), key=repr)
-
-    def _key(self, value: Any, path: str) -> Json:
-        _check_hashed(value)
-        return self.write(value, path)
+        _check_all_hashed(value)
+        return sorted((self.write(entry, path) for entry in value), key=repr)
 
     def _reference(self, value: Any, path: str) -> tuple[str, Json]:
         if isinstance(value, Tensor):
@@ -178,9 +178,10 @@ class Reader:
             return _VALUES[tag][2](content)
         if tag in _CONTAINERS:
             entries = [self.read(entry) for entry in content]
-            return _CONTAINERS[tag](entries if tag == "tuple" else map(_check_hashed, entries))
+            return _CONTAINERS[tag](entries if tag == "tuple" else _check_all_hashed(entries))
         if tag in _MAPPINGS:
-            return _MAPPINGS[tag]((_check_hashed(self.read(key)), self.read(entry)) for key, entry in content)
+            keys = _check_all_hashed([self.read(key) for key, _ in content])
+            return _MAPPINGS[tag](zip(keys, [self.read(entry) for _, entry in content]))
         return self._dereference(tag, content)
 
     def _dereference(self, tag: str, content: Json) -> Any:
@@ -222,6 +223,16 @@ def _check_hashed(value: Any) -> Any:
     elif type(value) not in _HASHED and not isinstance(value, Enum):
         raise ObstacleError(f"an object of class {type(value).__qualname__} in a set, or as a key")
     return value
+
+
+def _check_all_hashed(values: Collection[T]) -> Collection[T]:
+    """Raise ObstacleError unless all may be hashed, and are told apart by it: what is not takes time by the square."""
+    for value in values:
+        _check_hashed(value)
+    # As texts, whose own hashes nobody can foresee.
+    if len(values) > _MOST_ALIKE and max(Counter(str(hash(value)) for value in values).values()) > _MOST_ALIKE:
+        raise ObstacleError(f"more than {_MOST_ALIKE} keys of one hash")
+    return values
 
 
 def _member(cls: Any, name: str) -> Enum:

@@ -26,7 +26,7 @@ def to_words(tensor: Tensor) -> Array:
         two words each, along one more axis.
     """
     flat = flatten(tensor.detach().resolve_conj().resolve_neg().cpu())
-    words = flat.view(_WORDS[min(flat.itemsize, 8)])
+    words = flat.view(words_dtype(flat.dtype))
     return words.numpy().reshape(words_shape(tensor.dtype, tensor.shape))
 
 
@@ -38,6 +38,11 @@ def from_words(words: Array, dtype: torch.dtype, shape: Sequence[int]) -> Tensor
 def flatten(tensor: Tensor) -> Tensor:
     """The entries in order, at stride 1 even where there is only one, as views of another width need it."""
     return tensor.contiguous().as_strided((tensor.numel(),), (1,))
+
+
+def words_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The integers that `to_words` gives for a dtype."""
+    return _WORDS[min(dtype.itemsize, 8)]
 
 
 def words_shape(dtype: torch.dtype, shape: Sequence[int]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from setpoint.recipes.evaluation import Score, evaluate
 from setpoint.recipes.models import example_input
 from setpoint.recipes.opening import Opened, open_models
 from setpoint.recipes.parts import build_initial, evaluation_batches
+from setpoint.recipes.result import finite, write_json
 from setpoint.recipes.run_folder import RunFolder
 from setpoint.units import COUPLED, layers_of, wiring_for
 
@@ -101,4 +102,4 @@ def _write(
         "test_accuracy": test.accuracy,
         "costs": {name: asdict(cost) for name, cost in costs.items()},
     }
-    (run.path / "compact.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_json(finite(figures), run.path / "compact.json")

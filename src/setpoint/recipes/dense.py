@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from setpoint.deploy import ArchiveError, load, save
+from setpoint.deploy import load, read_metadata, save
 from setpoint.recipes.config import TrainConfig
 from setpoint.recipes.config_file import config_dict
 from setpoint.recipes.data import Dataset
@@ -23,8 +21,6 @@ from setpoint.recipes.evaluation import Score, evaluate
 from setpoint.recipes.fit import Fit
 from setpoint.recipes.parts import build_parts
 from setpoint.recipes.progress import EpochRow, Listener
-from setpoint.recipes.result import finite, write_json
-from setpoint.recipes.run_folder import read_metrics, write_metrics
 
 # What a dense run depends on. A change to the loop that changes its outcome must raise the version.
 _VERSION = 1
@@ -43,7 +39,8 @@ _FIELDS = (
     "seed",
     "device",
 )
-_FIGURES, _METRICS, _MODEL = "twin.json", "metrics.csv", "model.safetensors"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +69,11 @@ def dense_twin(config: TrainConfig, dataset: Dataset, checkpoint: Path, listener
         checkpoint: file to keep an unfinished twin in.
         listener: told of the progress.
     """
-    folder = cache_folder() / "dense" / _key(config, dataset)
-    twin = _read(folder)
+    path = cache_folder() / "dense" / _key(config, dataset) / "model.safetensors"
+    twin = _read(path)
     if twin is None:
         twin = _train(config, dataset, checkpoint, listener)
-        _keep(twin, folder)
+        _keep(twin, path)
     return twin
 
 
@@ -101,33 +98,25 @@ def _key(config: TrainConfig, dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _read(folder: Path) -> Twin | None:
-    """The twin kept in a folder; None if there is none, or it cannot be read."""
+def _read(path: Path) -> Twin | None:
+    """The twin kept in a file; None if there is none, or it cannot be read."""
     try:
-        figures = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
-        rows, weights = read_metrics(folder / _METRICS), load(folder / _MODEL)
-        validation, test = (
-            Score(float(figures[f"{split}_loss"]), float(figures[f"{split}_accuracy"]))
-            for split in ("validation", "test")
-        )
-        return Twin(validation, test, rows, weights)
-    except (OSError, ValueError, KeyError, TypeError, ArchiveError):
+        about, weights = read_metadata(path), load(path)
+        figures = {key: json.loads(about[key]) for key in ("validation", "test", "rows")}
+        validation, test = (Score(**figures[split]) for split in ("validation", "test"))
+        return Twin(validation, test, [EpochRow(**row) for row in figures["rows"]], weights)
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def _keep(twin: Twin, folder: Path) -> None:
-    """Put a twin into the cache, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+def _keep(twin: Twin, path: Path) -> None:
+    """Put a twin into the cache, if that can be written.
+
+    In one file with one checksum, which takes its name at once: two processes that train the same twin keep the same.
+    """
+    figures = {"validation": vars(twin.validation), "test": vars(twin.test), "rows": [r.to_dict() for r in twin.rows]}
     try:
-        scores = {"validation": twin.validation, "test": twin.test}
-        figures = {f"{split}_{key}": value for split, score in scores.items() for key, value in vars(score).items()}
-        write_json(finite(figures), part / _FIGURES)
-        write_metrics(twin.rows, part / _METRICS)
-        save(twin.weights, part / _MODEL)
-        if folder.exists() and _read(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(twin.weights, path, metadata={key: json.dumps(value) for key, value in figures.items()})
+    except OSError as error:
+        logger.warning("the dense twin could not be kept, and will be trained again: %s", error)

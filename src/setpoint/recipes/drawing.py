@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from setpoint.deploy import load
-from setpoint.recipes.data.files import atomic_path
 from setpoint.recipes.result import RunResult
 from setpoint.recipes.run_folder import RunFolder, read_metrics, read_updates
+from setpoint.writing import atomic_path
 
 
 def draw_run(folder: RunFolder, result: RunResult, shape: tuple[int, ...]) -> None:

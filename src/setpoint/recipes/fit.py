@@ -200,20 +200,24 @@ class Fit:
         write_checkpoint(self._checkpoint, state)
 
     def _load(self, state: dict[str, Any]) -> None:
-        now, parts = self.standing, self.parts
-        epoch, batch, batches = state["position"]
-        if batches != len(parts.train):
+        batches = state.get("position", [None])[-1]
+        if batches != len(self.parts.train):
             raise CheckpointError(
-                f"{self._checkpoint} is of a run with {batches} batches an epoch; the data give {len(parts.train)} now"
+                f"{self._checkpoint} is of a run with {batches} batches an epoch; the data give "
+                f"{len(self.parts.train)} now"
             )
         try:
-            parts.model.load_state_dict(state["model"])
-            parts.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            self._restore(state)
+        except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self._checkpoint} does not fit the run: {error}") from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        now, parts = self.standing, self.parts
+        parts.model.load_state_dict(state["model"])
+        parts.optimizer.load_state_dict(state["optimizer"])
         parts.scheduler.load_state_dict(state["scheduler"])
         now.loss_sum.copy_(state["loss_sum"])
-        now.epoch, now.batch = epoch, batch
+        now.epoch, now.batch, _ = state["position"]
         now.seconds, now.step_seconds = state["seconds"]
         best = state["best"]
         now.best = None if best is None else Best(best["epoch"], Score(**best["score"]), best["weights"])

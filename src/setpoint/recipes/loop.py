@@ -37,10 +37,11 @@ def train_run(config: TrainConfig, out: Path, *, resume: bool = False, progress:
         The figures that report.json holds.
 
     Raises:
-        FileExistsError: if the folder is not empty and `resume` is not asked for.
+        FileExistsError: if another process works in the folder, or it is not empty and `resume` is not asked for.
         FileNotFoundError: if there is no run to resume.
         ValueError: for anything that cannot be done, before training begins.
         FloatingPointError: if the training diverges.
+        OSError: if a file cannot be written, saying why; the run goes on from its last checkpoint with `resume`.
     """
     config, folder = resolve(config), RunFolder(Path(out))
     folder.check(config, resume=resume)
@@ -48,13 +49,15 @@ def train_run(config: TrainConfig, out: Path, *, resume: bool = False, progress:
         return read_result(folder.report)
     device = torch.device(config.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return _train(config, folder, load_dataset(config.data, seed=config.seed, context=config.context), progress)
+        dataset = load_dataset(config.data, seed=config.seed, context=config.context)
+        # What cannot be done is refused here, before a folder is made and a twin trained.
+        build_parts(config, dataset, sparse=True)
+        with folder.opened(config, resume=resume):
+            # Another process may have finished it since.
+            return read_result(folder.report) if folder.finished else _train(config, folder, dataset, progress)
 
 
 def _train(config: TrainConfig, folder: RunFolder, dataset: Dataset, progress: Listener | None) -> RunResult:
-    # What cannot be done is refused here, before a folder is made and a twin trained.
-    build_parts(config, dataset, sparse=True)
-    folder.begin(config)
     twin = dense_twin(config, dataset, folder.dense_checkpoint, progress) if config.dense_twin else None
     parts = build_parts(config, dataset, sparse=True)
     fit = Fit(parts, folder.checkpoint)

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked
 from setpoint.recipes.config import TrainConfig
 from setpoint.recipes.config_file import config_dict
 from setpoint.recipes.data import Task
-from setpoint.recipes.data.files import atomic_path
+from setpoint.writing import atomic_path
 
 
 @dataclass(frozen=True)

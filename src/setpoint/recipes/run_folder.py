@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import errno
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from setpoint.locks import check_free, claimed
 from setpoint.recipes.config import TrainConfig
 from setpoint.recipes.config_file import config_dict, dump_config, load_config
-from setpoint.recipes.data.files import atomic_path
 from setpoint.recipes.progress import COLUMNS, EpochRow
 from setpoint.recipes.result import finite
+from setpoint.writing import PART, atomic_path, explained, os_error, sweep
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class RunFolder:
         return self.path / "dense_checkpoint.pt"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains here, whose number is in it."""
+        return self.path / ".lock"
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
         return self.report.exists()
@@ -71,16 +79,28 @@ class RunFolder:
         """Refuse a folder that is in use, or that holds another run than the one to resume.
 
         Raises:
-            FileExistsError: if there is something in the folder, and it is not to be resumed.
+            FileExistsError: if another process works in the folder, or if there is something in it and it is not to be
+                resumed.
             FileNotFoundError: if there is no run to resume.
             ValueError: if the run to resume was told something else, naming the field.
         """
+        with explained(f"cannot use {self.path}"):
+            check_free(self.lock)
+            self._check_content(config, resume)
+
+    def _check_content(self, config: TrainConfig, resume: bool) -> None:
         if resume:
             self._check_same(config)
-        elif self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+        elif self.path.exists() and not self.path.is_dir():
+            raise os_error(errno.EEXIST, f"{self.path} is a file; name another folder with --out")
+        elif self.path.exists() and not all(self._is_left_over(path) for path in self.path.iterdir()):
             raise FileExistsError(
                 f"{self.path} is there already: continue its run with --resume, or name another folder with --out"
             )
+
+    def _is_left_over(self, path: Path) -> bool:
+        """Whether a file is what a process leaves that was killed before its run had begun."""
+        return path == self.lock or (path.name.startswith(".") and path.suffix == PART)
 
     def _check_same(self, config: TrainConfig) -> None:
         there, here = config_dict(self.read_config()), config_dict(config)
@@ -101,13 +121,27 @@ class RunFolder:
             raise FileNotFoundError(f"there is no run to resume in {self.path}: it has no {self.config.name}")
         return load_config(self.config)
 
-    def begin(self, config: TrainConfig) -> None:
-        """Make the folder, or clear an old run's of what a killed process left half written."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for part in self.path.glob(".*.part"):
-            part.unlink(missing_ok=True)
-        if not self.config.exists():
-            dump_config(config, self.config)
+    @contextmanager
+    def opened(self, config: TrainConfig, *, resume: bool) -> Iterator[None]:
+        """Keep the folder to this process as long as the context lasts.
+
+        The folder is made where there is none, and cleared of what a killed process left half written. A process that
+        dies gives it back.
+
+        Raises:
+            FileExistsError: as `check`, if another process was there first.
+            OSError: if the folder cannot be made or written, saying why.
+        """
+        with ExitStack() as stack:
+            with explained(f"cannot use {self.path}"):
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(claimed(self.lock))
+                # Again: another process may have begun a run here, and ended it, since the first check.
+                self._check_content(config, resume)
+                sweep(self.path)
+            if not self.config.exists():
+                dump_config(config, self.config)
+            yield
 
     def end(self) -> None:
         """Drop what only an unfinished run needs."""

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from setpoint.recipes.data.files import atomic_path, cache_folder
+from setpoint.recipes.data.files import cache_folder
+from setpoint.writing import atomic_path
 
 Arrays: TypeAlias = dict[str, np.ndarray[Any, Any]]
 
@@ -59,7 +60,7 @@ def _read(path: Path) -> Arrays | None:
 def _write(path: Path, arrays: Arrays) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as part, part.open("xb") as file:
+        with atomic_path(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         logger.warning("the decoded images could not be kept in %s: %s", path, error)

@@ -8,7 +8,8 @@ from typing import IO
 from urllib.request import urlopen
 
 from setpoint.recipes.data.dataset import DataError
-from setpoint.recipes.data.files import ENVIRONMENT_VARIABLE, atomic_path, wrong_checksum
+from setpoint.recipes.data.files import ENVIRONMENT_VARIABLE, wrong_checksum
+from setpoint.writing import atomic_path
 
 _TIMEOUT_SECONDS = 30
 _BLOCK_BYTES = 1 << 20
@@ -38,7 +39,7 @@ def download_file(url: str, destination: Path, *, md5: str) -> None:
 
 def _store(source: IO[bytes], path: Path, url: str, md5: str) -> None:
     digest = hashlib.md5(usedforsecurity=False)
-    with path.open("xb") as file:
+    with path.open("wb") as file:
         while block := source.read(_BLOCK_BYTES):
             digest.update(block)
             file.write(block)

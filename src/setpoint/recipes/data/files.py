@@ -1,10 +1,8 @@
-"""Where data lie, and reading and writing them without believing or breaking anything."""
+"""Where data lie, and what is said of those that are missing or damaged."""
 
 import hashlib
 import os
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from setpoint.recipes.data.dataset import DataError
@@ -78,14 +76,3 @@ def wrong_checksum(path: Path | str, expected: str, found: str) -> DataError:
         f"{str(path)!r} is damaged or another file: MD5 {expected} was expected, {found} was found; "
         f"delete it and fetch it again"
     )
-
-
-@contextmanager
-def atomic_path(destination: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``destination`` that takes its place on success and vanishes on an error."""
-    part = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        os.replace(part, destination)
-    finally:
-        part.unlink(missing_ok=True)
