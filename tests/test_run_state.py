@@ -17,7 +17,6 @@ from setpoint.run_state import KEY, decode, encode
 from nets import build, train
 
 STEPS = 20
-METHODS = ("magnitude", "gsp", "wgsef", "l0", "hoyer", "static", "set", "rigl")
 
 
 def run(method="magnitude", seed=0, steps=STEPS, optimizer="adamw", target=0.8, **options):
@@ -60,9 +59,9 @@ DCP = {
 }
 
 
-@pytest.mark.parametrize("method", ["magnitude", "l0", "rigl"])
+@pytest.mark.parametrize("method", ["l0", "rigl"])
 @pytest.mark.parametrize("way", DCP)
-@pytest.mark.parametrize("cut", [5, 12, 18])
+@pytest.mark.parametrize("cut", [12, 18])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:torch.distributed")
 def test_the_helper_of_distributed_checkpoints_carries_the_run(method, way, cut, tmp_path):
     model, opt, batch, sparsifier = run(method)
@@ -98,8 +97,8 @@ def test_plain_distributed_loads_find_the_same_keys_whatever_the_progress(saved,
     assert same(model, again)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("cut", [1, 12, 18])
+@pytest.mark.parametrize("method", ["magnitude", "l0", "set", "rigl"])
+@pytest.mark.parametrize("cut", [12, 18])
 @pytest.mark.parametrize("order", ["optimizer first", "model first", "all before", "model before", "optimizer before"])
 def test_states_are_found_whatever_is_loaded_and_built_first(method, cut, order):
     model, opt, batch, _ = run(method)
@@ -139,6 +138,7 @@ def test_an_optimizer_that_loads_its_own_state_once_loses_nothing(method, late):
     opt2.load_state_dict(copy.deepcopy(opt2.state_dict()))
     if late == "mo":
         again.load_state_dict(state["model"])
+        opt2.load_state_dict(opt2.state_dict())
     opt2.load_state_dict(state["optimizer"])
     assert same(model, again)
     assert resumed.step == 12
@@ -271,8 +271,8 @@ def test_a_damaged_state_is_refused(position):
 
 
 @pytest.mark.parametrize("method", ["magnitude", "l0", "rigl"])
-@pytest.mark.parametrize("cut", [3, 12, 18])
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("cut", [12, 18])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_a_copy_of_a_run_goes_on_by_itself(method, cut, order):
     things = run(method)
     model, opt, sparsifier = things[0], things[1], things[3]
@@ -305,7 +305,7 @@ def test_a_copy_of_a_model_that_holds_its_run_has_none():
     with pytest.raises(AttributeError, match="stays with the original"):
         copied.sparsifier.report()
     with pytest.raises(TypeError, match=r"not pickled.*optimizer\.state_dict"):
-        pickle.dumps(module)
+        pickle.dumps(module.sparsifier)
 
 
 def test_a_pickled_optimizer_carries_the_run():
@@ -340,13 +340,13 @@ def test_two_runs_on_one_optimizer_each_find_their_own_state():
 
 
 def test_a_frozen_run_may_be_resumed_for_more_steps_and_an_unfinished_one_with_the_same():
-    for cut in (12, 18):
+    for cut in (6, 18):
         model, opt, batch, _ = run()
         train(model, opt, batch, cut)
         state = torch.load(by_file(model, opt), weights_only=True)
         again, opt2, _, longer = run(seed=1, steps=40)
         again.load_state_dict(state["model"])
-        if cut == 12:
+        if cut == 6:
             with pytest.raises(ValueError, match=r"schedule was .*20.* there and is .*40.* here; resume with the same"):
                 opt2.load_state_dict(state["optimizer"])
             continue

@@ -461,9 +461,8 @@ class Sparsifier:
         self._felt = None
         if self._gates is not None:
             self._gates.norms = state["norms"]
+        # The weights stay as they are: those that belong to this state may be there already, or come later.
         self._begin()
-        if self.method.always_sparse:
-            self._hold()
         self._statistics.stop()
         if self._frozen and self._step == self._frozen_at:
             self._statistics.restart()
