@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -147,12 +146,6 @@ class Sparsifier:
         """By layer, the numbers of the units that stay, once they are known: int64, ascending, on the CPU."""
         pairs = zip(self._layers, self._support.kept)
         return {layer.name: kept.flatten().nonzero().flatten().cpu() for layer, kept in pairs}
-
-    def copy_model(self) -> nn.Module:
-        """A copy of the model that is no part of the run."""
-        copied = copy.deepcopy(self.model)
-        self._statistics.stop_in(self.model, copied)
-        return copied
 
     @property
     def history(self) -> list[dict[str, float]]:
