@@ -129,7 +129,7 @@ def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
 @cache
 def _put_over(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """A subclass of a class that reads so many parameters through gates."""
-    body: dict[str, Any] = {name: property(_reader(name), _writer(name)) for name in names} | {
+    body: dict[str, Any] = {name: property(_reader(name), *_writers(name)) for name in names} | {
         "__module__": plain.__module__,
         "__qualname__": plain.__qualname__,
         "__doc__": plain.__doc__,
@@ -155,6 +155,9 @@ def _put_over(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]
 def _forward(plain: type[nn.Module]) -> Callable[..., Any]:
     @wraps(plain.forward)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            return plain.forward(module, *args, **kwargs)
+        # Also where it is compiled: there may be breaks, between which the code runs as it is.
         before, _passes.inside = _passes.inside, True
         try:
             return plain.forward(module, *args, **kwargs)
@@ -169,6 +172,8 @@ def _call(plain: type[nn.Module]) -> Callable[..., Any]:
 
     @wraps(plain._call_impl)
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            return plain._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
         overlays = () if torch.compiler.is_compiling() else _held(module).overlays
         before, _passes.inside = _passes.inside, True
         try:
@@ -200,11 +205,17 @@ def _reader(name: str) -> Callable[[nn.Module], Any]:
     return read
 
 
-def _writer(name: str) -> Callable[[nn.Module, Any], None]:
+def _writers(name: str) -> tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module], None]]:
+    """How a tensor that is no parameter is set under a parameter's name, and taken away."""
+
     def write(module: nn.Module, value: Any) -> None:
         vars(module)[name] = value
 
-    return write
+    def delete(module: nn.Module) -> None:
+        if vars(module).pop(name, None) is None:
+            raise AttributeError(name)
+
+    return write, delete
 
 
 def _in_forward_pass() -> bool:
