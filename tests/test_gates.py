@@ -11,7 +11,7 @@ from torch import nn
 
 import setpoint
 from setpoint.gates import Gates
-from setpoint.units import select
+from setpoint.units import Layer, Layout, Part, partition, select
 
 from nets import build, mlp, train
 
@@ -202,7 +202,7 @@ def test_state_dicts_have_plain_names_in_both_directions(net, unit):
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_copies_of_a_model_have_gates_of_their_own(steps):
+def test_copies_of_a_model_have_no_part_in_its_run(steps):
     model, opt, batch = build("convnet")
     sparsifier = setpoint.Sparsifier(
         model, opt, method="l0", target=0.5, unit="filter", steps=STEPS, schedule=setpoint.Schedule(begin=3, end=10)
@@ -460,3 +460,229 @@ def test_attention_and_recurrent_cells_that_read_their_weights_are_gated():
             for layer, z in zip(gates._layers, values):
                 twin.get_parameter(layer.name).mul_(z.reshape(layer.parts[0].parameter.shape))
             assert torch.allclose(found, twin(inputs), atol=1e-5)
+
+
+class Conv1D(nn.Module):
+    """As Hugging Face has it: inputs by outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(3, 4, 5))
+        self.downs = nn.ParameterList([torch.randn(5, 4) for _ in range(3)])
+
+    def forward(self, x):
+        return sum(torch.relu(x @ up) @ down for up, down in zip(self.up, self.downs))
+
+
+class Pair(nn.Bilinear):
+    def forward(self, x):
+        return super().forward(x, x.flip(0))
+
+
+class Attention(nn.Module):
+    """Its attention hands the weight of another module to a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x[None], x[None], x[None])[0]
+
+
+def parametrized():
+    model = nn.Linear(4, 4)
+    return nn.utils.parametrize.register_parametrization(model, "weight", nn.Softplus(), unsafe=True)
+
+
+def normed():
+    with pytest.warns(FutureWarning):
+        return nn.utils.weight_norm(nn.Linear(4, 4))
+
+
+def floats():
+    return torch.randn(7, 4, generator=torch.Generator().manual_seed(3))
+
+
+def words():
+    return torch.arange(7) % 5
+
+
+# By name: the module, the parameter, and its input.
+KINDS = {
+    "bilinear": (lambda: Pair(4, 4, 3), "weight", floats),
+    "conv1d": (Conv1D, "weight", floats),
+    "experts": (Experts, "up", floats),
+    "list of experts": (Experts, "downs.1", floats),
+    "attention in": (Attention, "inner.in_proj_weight", floats),
+    "attention out": (Attention, "inner.out_proj.weight", floats),
+    "encoder": (
+        lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+        "linear1.weight",
+        lambda: floats()[None],
+    ),
+    "embedding": (lambda: nn.Embedding(5, 4), "weight", words),
+    "sparse embedding": (lambda: nn.Embedding(5, 4, sparse=True), "weight", words),
+    "parametrized": (parametrized, "parametrizations.weight.original", floats),
+    "weight norm": (normed, "weight_v", floats),
+    "recurrent cell": (lambda: nn.LSTMCell(4, 4), "weight_ih", floats),
+    "layer norm": (lambda: nn.LayerNorm(4), "weight", floats),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_reads_a_parameter_as_an_attribute_is_gated(kind, training):
+    factory, name, inputs_of = KINDS[kind]
+    torch.manual_seed(0)
+    model, inputs = factory().train(training), inputs_of()
+    parameter = model.get_parameter(name)
+    units = partition("weight", Layout(tuple(parameter.shape)))
+    gates = Gates(model, [Layer(name, (Part(name, parameter, units),))])
+    gates.attach()
+    z = 0.2 + 0.6 * torch.rand(parameter.shape)
+    gates.put(0, *((z, z + 0.1) if training else (z + 0.1, z)))
+
+    def loss(outputs):
+        outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+        return (outputs * torch.linspace(-1, 1, outputs.numel()).reshape(outputs.shape)).sum() + outputs.square().mean()
+
+    with torch.no_grad():
+        without_gradients = loss(model(inputs))
+    loss(model(inputs)).backward()
+    found = gates.slopes(0, torch.optim.SGD([parameter], lr=0.1))
+    # Torch itself copies neither of these in this state.
+    copied = None if kind in ("parametrized", "weight norm") else copy.deepcopy(model.eval())
+    tested = loss(model.eval()(inputs)).detach()
+    gates.detach()
+    by_hand = z.clone().requires_grad_()
+    values = {name: parameter.detach() * by_hand}
+    want = loss(torch.func.functional_call(model.train(training), values, inputs))
+    assert torch.allclose(without_gradients, want, rtol=1e-4, atol=1e-5)
+    derivative = torch.autograd.grad(want, by_hand)[0].to_dense()
+    assert torch.allclose(found, derivative.flatten(), rtol=1e-3, atol=1e-4)
+    assert float(derivative.abs().max()) > 0.01
+    if copied is not None:
+        assert torch.allclose(loss(copied(inputs)), tested, rtol=1e-4, atol=1e-5)
+        assert [type(m) for m in copied.modules()] == [type(m) for m in factory().modules()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_may_change_its_dtype_in_the_middle(dtype):
+    model, opt, batch = build("convnet")
+    schedule = setpoint.Schedule(begin=2, end=10)
+    sparsifier = setpoint.Sparsifier(model, opt, method="l0", target=0.5, unit="kernel", steps=STEPS, schedule=schedule)
+    train(model, opt, batch, 5)
+    model.to(dtype)
+    opt.state.clear()
+    sparsifier.report()
+    for step in range(5, STEPS):
+        inputs, targets = batch(step)
+        opt.zero_grad()
+        outputs = model(inputs.to(dtype))
+        assert outputs.dtype == dtype
+        nn.functional.cross_entropy(outputs.float(), targets).backward()
+        opt.step()
+    assert sparsifier.report().exact
+    assert [type(m) for m in model.modules()] == [type(m) for m in build("convnet")[0].modules()]
+
+
+@pytest.mark.parametrize("taken", [1, 5])
+def test_gates_follow_a_parameter_to_another_module_and_a_module_to_another_parent(taken):
+    """Of the parameter: until the gates are hung. From then on they are where it was."""
+    model, opt, batch = build("mlp")
+    schedule = setpoint.Schedule(begin=3, end=10)
+    sparsifier = setpoint.Sparsifier(model, opt, method="l0", target=0.5, unit="row", steps=STEPS, schedule=schedule)
+    train(model, opt, batch, taken)
+    if taken == 1:
+        other = nn.Linear(20, 18)
+        other.weight, other.bias = model[0].weight, model[0].bias
+        model[0] = other
+    layer = model[0]
+    model[0] = nn.Sequential(layer)
+    train(model, opt, batch, 5 - taken, start=taken)
+    assert type(layer).__name__ == "GatedLinear"
+    train(model, opt, batch, STEPS - 5, start=5)
+    assert sparsifier.report().exact
+    assert [type(m).__name__ for m in model.modules()][:3] == ["Sequential", "Sequential", "Linear"]
+
+
+@pytest.mark.parametrize("taken", [1, 5])
+def test_a_layer_that_is_replaced_has_no_gates(taken):
+    model, opt, batch = build("mlp")
+    schedule = setpoint.Schedule(begin=3, end=10)
+    setpoint.Sparsifier(model, opt, method="l0", target=0.5, unit="row", steps=STEPS, schedule=schedule)
+    train(model, opt, batch, taken)
+    old, model[2] = model[2], nn.Linear(18, 16)
+    if taken == 1:
+        with pytest.warns(UserWarning, match=r"parameter '2.weight' is no longer in the model"):
+            train(model, opt, batch, 4, start=1)
+    else:
+        train(model, opt, batch, 1, start=5)
+    assert [type(m).__name__ for m in model][::2] == ["GatedLinear", "Linear", "GatedLinear"]
+    train(model, opt, batch, STEPS, start=5)
+    assert [type(m) for m in (*model, old)] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear, nn.Linear]
+
+
+def test_a_parameter_that_has_come_to_be_shared_is_refused_where_the_gates_would_be_hung():
+    model, opt, batch = build("mlp")
+    schedule = setpoint.Schedule(begin=2, end=10)
+    setpoint.Sparsifier(model, opt, method="l0", target=0.5, unit="row", steps=STEPS, schedule=schedule)
+    model.append(nn.Linear(20, 18))
+    model[5].weight = model[0].weight
+    model.forward = lambda x: model[:5](x)
+    with pytest.raises(ValueError, match=r"'0.weight' is shared by 2 modules \(Linear, Linear\)"):
+        train(model, opt, batch, 4)
+
+
+def test_a_norm_whose_scale_is_shared_carries_no_gates():
+    model, opt, batch = build("convnet")
+    model.other = nn.BatchNorm2d(8)
+    model.other.weight = model.norm.weight
+    schedule = setpoint.Schedule(begin=2, end=10)
+    sparsifier = setpoint.Sparsifier(model, opt, method="l0", target=0.5, unit="filter", steps=STEPS, schedule=schedule)
+    train(model, opt, batch, 4)
+    assert sparsifier.state_dict()["norms"] == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_slopes_are_finite_whatever_the_gradients_are(dtype):
+    torch.manual_seed(0)
+    model = mlp().to(dtype)
+    gates, optimizer, _ = gated(model, "row")
+    loss_of(model, torch.randn(4, 20, dtype=dtype)).backward()
+    want, parameter = gates.slopes(0, optimizer), gates._layers[0].parts[0].parameter
+    kept = torch.arange(18) != 3
+    for bad in (torch.nan, torch.inf, -torch.inf, torch.finfo(dtype).max):
+        parameter.grad[3] = bad
+        slopes = gates.slopes(0, optimizer)
+        assert bool(torch.isfinite(slopes).all())
+        assert torch.equal(slopes[kept], want[kept])
+
+
+def test_several_runs_on_one_model_have_gates_and_leave_each_by_itself():
+    model, opt, batch = build("convnet")
+    options = {"method": "l0", "target": 0.5, "unit": "filter", "steps": STEPS}
+    early, late = setpoint.Schedule(begin=2, end=8), setpoint.Schedule(begin=5, end=12)
+    first = setpoint.Sparsifier(model, opt, include="conv1.*", schedule=early, **options)
+    second = setpoint.Sparsifier(model, opt, include=["grouped.*", "up.*"], schedule=late, **options)
+    train(model, opt, batch, 3)
+    assert [n for n, m in model.named_modules() if type(m).__name__.startswith("Gated")] == ["norm"]
+    train(model, opt, batch, 3, start=3)
+    assert [n for n, m in model.named_modules() if type(m).__name__.startswith("Gated")] == ["norm", "grouped", "up"]
+    train(model, opt, batch, 3, start=6)
+    assert first.phase == "frozen"
+    assert [n for n, m in model.named_modules() if type(m).__name__.startswith("Gated")] == ["grouped", "up"]
+    train(model, opt, batch, STEPS, start=9)
+    assert first.report().exact
+    assert second.report().exact
+    assert [type(m) for m in model.modules()] == [type(m) for m in build("convnet")[0].modules()]

@@ -195,7 +195,7 @@ def test_a_run_that_is_taken_back_has_its_gates_where_they_belong(back, ahead):
     train(model, opt, batch, ahead - back, start=back)
     opt.load_state_dict(states[1])
     model.load_state_dict(states[0])
-    assert (type(model.norm) is not nn.BatchNorm2d) == (back == 6)
+    assert type(model.norm).__name__.startswith("Gated") == (back == 6)
     train(model, opt, batch, STEPS - back, start=back)
     assert all(torch.equal(v, straight.state_dict()[k]) for k, v in model.state_dict().items())
 
@@ -301,3 +301,48 @@ def test_a_run_resumed_frozen_looks_for_no_norms():
     again.load_state_dict(model.state_dict())
     other.load_state_dict(opt.state_dict())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in again.modules())
+
+
+def test_a_copy_made_while_the_statistics_start_anew_has_the_norms_own_average(tmp_path):
+    model, opt, batch, sparsifier = run()
+    train(model, opt, batch, sparsifier.timeline.end)
+    assert model.norm.momentum == 1.0
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    setpoint.save(model, tmp_path / "model.safetensors")
+    here = setpoint.load_model(tmp_path / "model.safetensors", trusted=["nets"])
+    for copied in (copy.deepcopy(model), loaded, here):
+        assert type(copied.norm.momentum) is float
+        assert copied.norm.momentum == 0.1
+    assert b"setpoint" not in (tmp_path / "model.pt").read_bytes()
+    train(model, opt, batch, 1, start=sparsifier.timeline.end)
+    assert type(model.norm.momentum) is float
+    assert model.norm.momentum == 0.1
+
+
+def test_an_average_that_is_changed_meanwhile_is_the_norms_own():
+    model, opt, batch, sparsifier = run()
+    train(model, opt, batch, sparsifier.timeline.end - 1)
+    model.norm.momentum = 0.3
+    train(model, opt, batch, 3, start=sparsifier.timeline.end - 1)
+    assert model.norm.momentum == 0.3
+    model.norm.momentum = 0.2
+    train(model, opt, batch, 1, start=sparsifier.timeline.end + 2)
+    assert model.norm.momentum == 0.2
+    norm, statistics, *_ = averaging(0.25)
+    statistics.restart()
+    statistics.restart()
+    statistics.stop()
+    assert norm.momentum == 0.25
+
+
+def test_statistics_start_anew_in_a_compiled_model():
+    norm, statistics, inputs, own = averaging(0.25)
+    compiled = torch.compile(norm, backend="eager", fullgraph=True)
+    compiled(inputs[0])
+    statistics.restart()
+    compiled(inputs[5])
+    statistics.stop()
+    assert torch.allclose(norm.running_mean, own[5][0], atol=1e-5)
+    compiled(inputs[6])
+    assert torch.allclose(norm.running_mean, 0.75 * own[5][0] + 0.25 * own[6][0], atol=1e-5)

@@ -1,9 +1,9 @@
 """Gates: numbers that multiply units in the forward pass, and are gone again when the support is fixed.
 
-A gated module reads its parameter through a property, which autograd, autocast and `torch.compile` follow. The
-parameter itself stays where it was: the optimizer's own and the hooks' of data-parallel wrappers, with its name and
-place in `parameters()` and `state_dict()`. (`torch.nn.utils.parametrize` moves it, and sets its storage anew, by which
-DistributedDataParallel loses sight of it.)
+A gated module reads its parameter through an overlay (`setpoint.overlay`), which autograd, autocast and `torch.compile`
+follow. The parameter itself stays where it was: the optimizer's own and the hooks' of data-parallel wrappers, with its
+name and place in `parameters()` and `state_dict()`. (`torch.nn.utils.parametrize` moves it, and sets its storage anew,
+by which DistributedDataParallel loses sight of it.)
 
 A gate needs no gradient of its own: the loss sees `z w`, so `dL/dz = <dL/dw, w> / z` wherever z is not zero, and a
 hard-concrete gate that is zero has derivative zero. What is learned from is therefore the parameters' gradients, as
@@ -12,11 +12,10 @@ accumulated, averaged over ranks, unscaled and clipped as they are when the opti
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,79 +23,54 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from setpoint.norms import NormWatch
 from setpoint.optimizer_set import OptimizerSet
-from setpoint.units import Layer, Layout, Part, Partition, partition
+from setpoint.overlay import Gate, Overlay, hang, is_gated, obstacle, plain_class, take_off
+from setpoint.units import Layer, Layout, Partition, partition
 
-# Under this name a module holds its gates, by the names of the parameters that they multiply.
-_HELD = "setpoint_gates"
+# By parameter, the modules that hold it and its names there.
+_Places = dict[nn.Parameter, list[tuple[nn.Module, str]]]
 
 
-class UnitGates:
-    """Multiplies the units of one tensor: by sampled gates in training mode, by the gates of the test in evaluation.
+class UnitGates(Overlay):
+    """Multiplies the units of one parameter: by sampled gates in training mode, by the gates of the test in evaluation.
 
-    No module, and its tensors no buffers, so that whoever walks through the model's meets what was there before.
+    Quite open at first. Several may hang on a parameter, on entries of their own.
     """
 
-    def __init__(self, units: Partition, like: Tensor) -> None:
-        self.units = units
+    def __init__(self, name: str, units: Partition, like: Tensor) -> None:
+        self.name, self.units = name, units
         self.sample, self.test = (torch.ones(units.counts, device=like.device) for _ in range(2))
+
+    @property
+    def gates(self) -> Mapping[str, Gate]:
+        """Itself."""
+        return {self.name: self}
 
     def __call__(self, weight: Tensor, training: bool) -> Tensor:
         """The gated tensor, of the same shape and dtype."""
+        # What has another shape has been put in the parameter's place, and has no such units.
+        if weight.shape != self.units.layout.shape:
+            return weight
         gates = (self.sample if training else self.test).to(weight.device)
         return weight * self.units.expand(gates, weight.detach()).to(weight.dtype)
+
+    def put(self, sample: Tensor, test: Tensor, device: torch.device) -> None:
+        """Set them, beside the parameter wherever that has gone."""
+        self.sample, self.test = self.sample.to(device), self.test.to(device)
+        self.sample.copy_(sample.reshape(self.units.counts))
+        self.test.copy_(test.reshape(self.units.counts))
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A parameter of a module that a layer's gates multiply, and how it falls into the layer's units."""
+    """A parameter that a layer's gates multiply: its name in the model, the module that reads it, and under which name,
+    and how it falls into the layer's units.
+    """
 
+    called: str
+    parameter: nn.Parameter
+    units: Partition
     module: nn.Module
     name: str
-    units: Partition
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """As it is without gates."""
-        found = self.module._parameters[self.name]
-        assert found is not None
-        return found
-
-    def attach(self) -> UnitGates:
-        """Hang gates on the parameter, quite open; several may hang there, on entries of their own."""
-        gates, held = UnitGates(self.units, self.parameter), _gates_of(self.module)
-        _hang(self.module, {**held, self.name: (*held.get(self.name, ()), gates)})
-        return gates
-
-
-def _gates_of(module: nn.Module) -> dict[str, tuple[UnitGates, ...]]:
-    held: dict[str, tuple[UnitGates, ...]] = vars(module).get(_HELD, {})
-    return held
-
-
-def _hang(module: nn.Module, gates: dict[str, tuple[UnitGates, ...]]) -> None:
-    """Have a module read those of its parameters that have gates through them."""
-    gates = {name: hung for name, hung in gates.items() if hung}
-    plain = type(module).__bases__[0] if _gates_of(module) else type(module)
-    if gates:
-        vars(module)[_HELD] = gates
-    else:
-        vars(module).pop(_HELD, None)
-    module.__class__ = _reading_through_gates(plain, tuple(sorted(gates))) if gates else plain
-
-
-@cache
-def _reading_through_gates(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    return type(f"Gated{plain.__name__}", (plain,), {name: property(_reader(name)) for name in names})
-
-
-def _reader(name: str) -> Callable[[nn.Module], Any]:
-    def read(module: nn.Module) -> Any:
-        tensor: Any = module._parameters[name]
-        for gates in _gates_of(module)[name]:
-            tensor = gates(tensor, module.training)
-        return tensor
-
-    return read
 
 
 class Gates:
@@ -116,17 +90,18 @@ class Gates:
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self._model, self._layers = model, layers
-        self._sites = [_own_sites(model, layer) for layer in layers]
+        places = _places(model)
+        self._sites = [_own_sites(places, layer) for layer in layers]
         self._watch = self._watching()
-        self._hung: list[tuple[Site, UnitGates]] = []
         self._by_site: dict[Site, UnitGates] = {}
+        self._hung: list[tuple[nn.Module, Overlay]] = []
         # A run that nobody refers to any more takes its gates with it.
         weakref.finalize(self, _take_off, self._hung).atexit = False
 
     @property
     def attached(self) -> bool:
         """Whether the gates are on the model."""
-        return bool(self._hung)
+        return bool(self._by_site)
 
     @property
     def norms(self) -> dict[str, str]:
@@ -135,7 +110,7 @@ class Gates:
         return {
             layer.name: names[sites[0].module]
             for layer, sites in zip(self._layers, self._sites)
-            if layer.partition.whole_outputs and isinstance(sites[0].module, _BatchNorm)
+            if layer.partition.whole_outputs and isinstance(sites[0].module, _BatchNorm) and sites[0].module in names
         }
 
     @norms.setter
@@ -143,18 +118,36 @@ class Gates:
         self.detach()
         if not names:
             self._watch = self._watching()  # they may not have been looked for yet
+        places = _places(self._model)
         for i, layer in enumerate(self._layers):
             name = names.get(layer.name)
-            self._sites[i] = _norm_sites(self._model.get_submodule(name)) if name else _own_sites(self._model, layer)
+            self._sites[i] = _norm_sites(self._model.get_submodule(name)) if name else _own_sites(places, layer)
 
     def attach(self) -> None:
-        """Hang the gates on the modules, quite open, behind the norms seen so far."""
+        """Hang the gates on the modules, quite open, behind the norms seen so far.
+
+        Raises:
+            ValueError: for a parameter that several modules have come to share.
+        """
+        places = _places(self._model)
         for index, norm in self._watch.found().items():
-            if not _gates_of(norm):
+            if not is_gated(norm) and all(
+                places.get(p) == [(norm, n)] for n, p in norm._parameters.items() if p is not None
+            ):
                 self._sites[index] = _norm_sites(norm)
         self._watch.remove()
-        self._hung += [(site, site.attach()) for sites in self._sites for site in sites]
-        self._by_site = dict(self._hung)
+        self._sites = [tuple(_followed(places, site) for site in sites) for sites in self._sites]
+        sites = [site for sites in self._sites for site in sites]
+        self._by_site = {site: UnitGates(site.name, site.units, site.parameter) for site in sites}
+        self._hang([site for site in sites if site.parameter in places])
+
+    def _hang(self, sites: Sequence[Site]) -> None:
+        self._hung += [(site.module, self._by_site[site]) for site in sites]
+        # A module may read what another one holds that it contains.
+        mark = Overlay()
+        self._hung += [(module, mark) for module in _containing(self._model, {site.module for site in sites})]
+        for module, overlay in self._hung:
+            hang(module, overlay)
 
     def detach(self) -> None:
         """Take the gates away, and look for norms no longer."""
@@ -165,35 +158,35 @@ class Gates:
     def put(self, index: int, sample: Tensor, test: Tensor) -> None:
         """Set one layer's gates, for training and for evaluation."""
         for site in self._sites[index]:
-            gates = self._by_site[site]
-            gates.sample.copy_(sample.reshape(site.units.counts))
-            gates.test.copy_(test.reshape(site.units.counts))
+            self._by_site[site].put(sample, test, site.parameter.device)
 
     def open(self, index: int) -> Tensor:
         """Which of one layer's units pass in evaluation, flat."""
-        return self._by_site[self._sites[index][0]].test.flatten() > 0
+        return self._by_site[self._sites[index][0]].test.flatten().to(self._layers[index].device) > 0
 
     def samples(self, index: int) -> Tensor:
         """One layer's gates as the loss felt them, flat: the test's where the module is trained in evaluation mode."""
         site = self._sites[index][0]
         gates = self._by_site[site]
-        return (gates.sample if site.module.training else gates.test).flatten()
+        return (gates.sample if site.module.training else gates.test).flatten().to(self._layers[index].device)
 
     def slopes(self, index: int, optimizers: OptimizerSet) -> Tensor:
-        """Derivative of the loss by each of one layer's gates, flat; 0 for gates that are zero."""
+        """Derivative of the loss by each of one layer's gates, flat and finite.
+
+        It is 0 for gates that are zero, and where the gradient is not finite or the derivative larger than any number.
+        """
         z = self.samples(index)
-        felt = [
-            (site.units, site.parameter.detach(), _gradient(site.parameter, optimizers)) for site in self._sites[index]
-        ]
-        sums = [units.sums(grad * weight.float(), weight) for units, weight, grad in felt if grad is not None]
-        if not sums:
+        trained = [site for site in self._sites[index] if site.parameter.grad is not None]
+        if not trained:
             return torch.zeros_like(z)
-        total = sums[0].flatten() if len(sums) == 1 else torch.stack([s.flatten() for s in sums]).sum(0)
-        return torch.where(z > 0, total / z, 0.0)
+        sums = [_product(site, optimizers).flatten().to(z.device) for site in trained]
+        total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+        return torch.where(z > 0, total / z, 0.0).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     def _watching(self) -> NormWatch:
-        whole = [i for i, layer in enumerate(self._layers) if layer.partition.whole_outputs]
-        return NormWatch(self._model, {i: _own_sites(self._model, self._layers[i])[0].module for i in whole})
+        places = _places(self._model)
+        whole = {i: layer for i, layer in enumerate(self._layers) if layer.partition.whole_outputs}
+        return NormWatch(self._model, {i: _own_sites(places, layer)[0].module for i, layer in whole.items()})
 
     @torch.no_grad()
     def fold(self, index: int, factors: Tensor) -> None:
@@ -203,49 +196,85 @@ class Gates:
             parameter.mul_(site.units.expand(factors.reshape(site.units.counts), parameter).to(parameter.dtype))
 
 
-def _gradient(parameter: nn.Parameter, optimizers: OptimizerSet) -> Tensor | None:
-    """In float32 and without a scaler's scale, which a fused optimizer takes off within its step."""
-    if parameter.grad is None:
-        return None
-    scale = getattr(optimizers.of(parameter), "grad_scale", None)
-    return parameter.grad.float() if scale is None else parameter.grad.float() / scale
-
-
-def _take_off(hung: list[tuple[Site, UnitGates]]) -> None:
-    for site, gates in hung:
-        held = _gates_of(site.module)
-        if any(g is gates for g in held.get(site.name, ())):
-            _hang(site.module, {**held, site.name: tuple(g for g in held[site.name] if g is not gates)})
+def _take_off(hung: list[tuple[nn.Module, Overlay]]) -> None:
+    for module, overlay in hung:
+        take_off(module, overlay)
     hung.clear()
 
 
-def _own_sites(model: nn.Module, layer: Layer) -> tuple[Site, ...]:
-    readers = tuple(_site(model, layer, part) for part in layer.parts if part.reads)
+def _product(site: Site, optimizers: OptimizerSet) -> Tensor:
+    """Of each unit, the inner product of the gradient and the parameter."""
+    weight, grad = site.parameter.detach(), site.parameter.grad
+    assert grad is not None
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    grad = grad.to_dense() if grad.is_sparse else grad
+    sums = site.units.sums(grad.to(exact) * weight.to(exact), weight)
+    # A fused optimizer takes the scale of a gradient scaler off within its step.
+    scale = getattr(optimizers.of(site.parameter), "grad_scale", None)
+    return sums if scale is None else sums / scale.to(sums.device)
+
+
+def _places(model: nn.Module) -> _Places:
+    places: _Places = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(parameter, []).append((module, name))
+    return places
+
+
+def _containing(model: nn.Module, modules: set[nn.Module]) -> list[nn.Module]:
+    """All modules of a model that contain one of these, and that something can hang on."""
+    names = dict(model.named_modules(remove_duplicate=False))
+    paths = [name.split(".") for name, module in names.items() if module in modules]
+    above = {names[".".join(path[:i])]: None for path in paths for i in range(len(path))}
+    return [module for module in above if obstacle(module) is None]
+
+
+def _own_sites(places: _Places, layer: Layer) -> tuple[Site, ...]:
+    readers = [part for part in layer.parts if part.reads]
     if not readers and len(layer.parts) > 1:
         raise ValueError(f"nothing reads the units of {layer.name!r}, so there is nowhere to put a gate; exclude it")
-    return readers or (_site(model, layer, layer.parts[0]),)
+    return tuple(_site(places, part.name, part.parameter, part.partition) for part in readers or layer.parts[:1])
 
 
-def _site(model: nn.Module, layer: Layer, part: Part) -> Site:
-    parameter = part.parameter
-    places = [(m, key) for m in model.modules() for key, p in m._parameters.items() if p is parameter]
-    if len(places) > 1:
-        owners = ", ".join(type(module).__name__ for module, _ in places)
+def _site(places: _Places, called: str, parameter: nn.Parameter, units: Partition) -> Site:
+    found = places.get(parameter, [])
+    if len(found) > 1:
+        owners = ", ".join(plain_class(module).__name__ for module, _ in found)
         raise ValueError(
-            f"parameter {part.name!r} is shared by {len(places)} modules ({owners}): a gate on it would act on all of "
+            f"parameter {called!r} is shared by {len(found)} modules ({owners}): a gate on it would act on all of "
             "them; leave it out by exclude=, or take a method without gates"
         )
-    module, key = places[0]
-    if isinstance(module, nn.RNNBase):
+    (module, name), *_ = found
+    reason = (
+        f"{plain_class(module).__name__} hands it to its kernel directly"
+        if isinstance(module, nn.RNNBase)
+        else obstacle(module)
+    )
+    if reason is not None:
         raise ValueError(
-            f"parameter {part.name!r} is handed by {type(module).__name__} to its kernel directly, so it cannot be "
-            "gated; leave it out by exclude=, or take a method without gates"
+            f"parameter {called!r} cannot be gated: {reason}; leave it out by exclude=, or take a method without gates"
         )
-    return Site(module, key, part.partition)
+    return Site(called, parameter, units, module, name)
+
+
+def _followed(places: _Places, site: Site) -> Site:
+    """The site where its parameter is now."""
+    if site.parameter in places:
+        return _site(places, site.called, site.parameter, site.units)
+    warnings.warn(
+        f"parameter {site.called!r} is no longer in the model, so that its gates act on nothing: change a model before "
+        "its sparsifier is constructed",
+        stacklevel=2,
+    )
+    return site
 
 
 def _norm_sites(norm: nn.Module) -> tuple[Site, ...]:
     """Scale and shift, one unit a channel."""
     units = partition("weight", Layout((norm.num_features,)))  # type: ignore[arg-type]
     assert units is not None
-    return Site(norm, "weight", units), Site(norm, "bias", units)
+    return tuple(
+        Site(f"{kind} of a batch norm", norm.get_parameter(kind), units, norm, kind) for kind in ("weight", "bias")
+    )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
+
+from setpoint.overlay import Overlay, hang, obstacle, take_off
 
 
 class NormWatch:
@@ -29,17 +29,19 @@ class NormWatch:
         self._producers: dict[nn.Module, int] = {
             m: i for i, m in producers.items() if isinstance(m, (nn.Linear, _ConvNd))
         }
-        self._norms = {m for m in model.modules() if isinstance(m, _BatchNorm) and m.affine and m.weight.requires_grad}
+        self._norms = {
+            m
+            for m in model.modules()
+            if isinstance(m, _BatchNorm) and m.affine and m.weight.requires_grad and obstacle(m) is None
+        }
         self._outputs = WeakIdKeyDictionary()  # of tensors: whose they are, and in which version
         self._takers: dict[int, set[nn.Module]] = {}
         self._givers: dict[nn.Module, set[int | None]] = {}
-        handles: list[RemovableHandle] = []
-        if self._norms:
-            # The hooks do not hold the watch: on a model whose run was refused or forgotten, none must stay.
-            produced, taken = weakref.WeakMethod(self._produced), weakref.WeakMethod(self._taken)
-            handles += [m.register_forward_hook(lambda *call: _tell(produced, *call)) for m in self._producers]
-            handles += [m.register_forward_pre_hook(lambda *call: _tell(taken, *call)) for m in self._norms]
-        self._end = weakref.finalize(self, _remove, handles)
+        watcher, watched = _Watcher(weakref.ref(self)), (*self._producers, *self._norms) if self._norms else ()
+        for module in watched:
+            hang(module, watcher)
+        # What hangs there does not hold the watch: on a model whose run was refused or forgotten, none must stay.
+        self._end = weakref.finalize(self, _remove, watcher, watched)
         self._end.atexit = False
 
     def found(self) -> dict[int, nn.Module]:
@@ -52,14 +54,16 @@ class NormWatch:
         self._end()
         self._outputs.clear()
 
-    def _produced(self, module: nn.Module, _: Any, output: Any) -> None:
-        index = self._producers.get(module)  # None for the copies that were made of a model
+    def produced(self, module: nn.Module, output: Any) -> None:
+        """Note the output of a module, if it is a producer."""
+        index = self._producers.get(module)
         # A norm counts the second axis as channels, which is where a convolution has its outputs in any case.
         whole = isinstance(output, Tensor) and not output.is_inference()
         if index is not None and whole and (isinstance(module, _ConvNd) or output.ndim == 2):
             self._outputs[output] = index, output._version
 
-    def _taken(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+    def taken(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note what a module was called with, if it is a norm."""
         if norm not in self._norms or not args or not isinstance(args[0], Tensor) or args[0].is_inference():
             return
         # Operations in place keep the tensor and raise its version.
@@ -70,16 +74,42 @@ class NormWatch:
             self._takers.setdefault(index, set()).add(norm)
 
 
-def _tell(watching: weakref.WeakMethod[Any], *call: Any) -> None:
-    if torch.compiler.is_compiling():
-        return
-    if (hook := watching()) is not None:
-        hook(*call)
+class _Watcher(Overlay):
+    """Tells a watch, while there is one, of a module's calls."""
+
+    def __init__(self, watch: weakref.ref[NormWatch]) -> None:
+        self._watch = watch
+
+    def called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if (watch := self._watch()) is not None:
+            watch.taken(module, args)
+
+    def answered(self, module: nn.Module, output: Any) -> None:
+        if (watch := self._watch()) is not None:
+            watch.produced(module, output)
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
+def _remove(watcher: Overlay, watched: Iterable[nn.Module]) -> None:
+    for module in watched:
+        take_off(module, watcher)
+
+
+class WholeMomentum(float):
+    """A momentum of one, in place of a norm's own for a while. Copies and pickles of it are the norm's own."""
+
+    own: float
+
+    def __new__(cls, own: float) -> WholeMomentum:
+        """A momentum of one that stands in for this one."""
+        made = super().__new__(cls, 1.0)
+        made.own = own
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> float:
+        return self.own
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return float, (self.own,)
 
 
 class NormStatistics:
@@ -94,25 +124,20 @@ class NormStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._norms = [
-            (m, m.momentum)
-            for m in model.modules()
-            if isinstance(m, _BatchNorm) and m.track_running_stats and m.momentum
-        ]
+        self._model = model
+        self._restarted: list[_BatchNorm] = []
 
     def restart(self) -> None:
         """Forget what was seen."""
-        for norm, _ in self._norms:
-            norm.momentum = 1.0
+        self.stop()
+        norms = [m for m in self._model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self._restarted = [norm for norm in norms if norm.momentum]
+        for norm in self._restarted:
+            norm.momentum = WholeMomentum(norm.momentum or 0.0)
 
     def stop(self) -> None:
-        """Leave the norms with the moving average that they had."""
-        for norm, momentum in self._norms:
-            if norm.momentum != momentum:
-                norm.momentum = momentum
-
-    def stop_in(self, model: nn.Module, copied: nn.Module) -> None:
-        """The same for the norms of a copy of the model."""
-        copies: dict[nn.Module, Any] = dict(zip(model.modules(), copied.modules()))
-        for norm, momentum in self._norms:
-            copies[norm].momentum = momentum
+        """Leave the norms with the moving average that they had, or have been given since."""
+        for norm in self._restarted:
+            if isinstance(norm.momentum, WholeMomentum):
+                norm.momentum = norm.momentum.own
+        self._restarted = []

@@ -197,6 +197,9 @@ class Sparsifier:
         memo[id(self)] = copied
         copied._optimizers = OptimizerSet([copy.deepcopy(optimizer, memo) for optimizer in self._optimizers])
         copied.model = copy.deepcopy(self.model, memo)
+        # A copy of a gated model alone has the gates in its weights.
+        for parameter, own in zip(copied.model.parameters(), self.model.parameters()):
+            parameter.data.copy_(own.data)
         for name, value in vars(self).items():
             if name not in ("_optimizers", "model", "_gates", "_hooks", "_carrier", "_progress", "_statistics"):
                 setattr(copied, name, copy.deepcopy(value, memo))
@@ -209,12 +212,6 @@ class Sparsifier:
             "a Sparsifier is not pickled: save model.state_dict() and optimizer.state_dict(), which holds the run's "
             "state, and build the same Sparsifier anew to resume"
         )
-
-    def copy_model(self) -> nn.Module:
-        """A copy of the model that is no part of the run."""
-        copied = copy.deepcopy(self.model)
-        self._statistics.stop_in(self.model, copied)
-        return copied
 
     @property
     def history(self) -> list[dict[str, float]]:

@@ -417,6 +417,108 @@ def test_what_is_open_is_what_is_reported_in_the_sparsify_phase():
     assert bool(mlp()[0](batch(0)[0]).shape == hidden.shape)
 
 
+def learned(scale=lambda step: 1.0, dtype=torch.float32, optimizer=None, steps=80, spoil=None, **options):
+    """What the gates of a network that stands still have learned in the end, under a loss of some scale."""
+    torch.manual_seed(0)
+    model = mlp().to(dtype)
+    opt = optimizer(model.parameters()) if optimizer else torch.optim.SGD(model.parameters(), lr=0.0)
+    schedule = setpoint.Schedule(begin=0, end=steps)
+    sparsifier = setpoint.Sparsifier(model, opt, method="l0", target=0.5, steps=steps, schedule=schedule, **options)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps - 1):
+        inputs = torch.randn(64, 20, generator=generator)
+        opt.zero_grad()
+        loss = F.cross_entropy(model(inputs.to(dtype)), (inputs[:, :8] + inputs[:, 8:16]).argmax(1))
+        (loss * scale(step)).backward()
+        if spoil is not None:
+            spoil(step, model)
+        opt.step()
+        assert all(torch.isfinite(v).all() for v in memories(sparsifier)[0].values() if isinstance(v, torch.Tensor))
+    alpha = memories(sparsifier)[0]["log_alpha"].clone()
+    if spoil is None:
+        sparsifier.freeze()
+        assert sparsifier.report().exact
+    return alpha
+
+
+def alike(first, second):
+    return float(torch.corrcoef(torch.stack([first, second]))[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [
+        (2.0**80, torch.float32),
+        (2.0**-60, torch.float32),
+        (2.0**60, torch.bfloat16),
+        (2.0**900, torch.float64),
+        (2.0**-900, torch.float64),
+    ],
+)
+def test_the_scale_of_the_loss_changes_no_bit_of_what_gates_learn(scale, dtype):
+    assert torch.equal(learned(lambda _: scale, dtype), learned(dtype=dtype))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-33, 1e25, 1e34])
+def test_nor_does_a_scale_at_the_ends_of_what_a_number_holds_keep_gates_from_learning(scale):
+    assert alike(learned(lambda _: scale), learned()) > 0.99
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e25, 1e37])
+@pytest.mark.parametrize("at", [[0], [1], [30], [30, 31, 32]])
+def test_a_step_of_huge_gradients_counts_for_a_few(scale, at):
+    assert alike(learned(lambda step: scale if step in at else 1.0), learned()) > 0.7
+
+
+def test_steps_without_gradients_before_the_first_that_has_some_do_not_matter_to_its_scale():
+    found = [learned(lambda step, one=one: 0.0 if step < 3 else one) for one in (1.0, 2.0**-70, 2.0**70)]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_gradients_that_are_not_finite_and_not_looked_for_leave_gates_finite(bad):
+    def spoil(step, model):
+        if step in (0, 20, 21):
+            model[0].weight.grad[:3] = bad
+            model[2].weight.grad.fill_(bad)
+
+    class Still(torch.optim.SGD):
+        def step(self, closure=None):
+            pass
+
+    still = learned(optimizer=lambda p: Still(p, lr=0.0), spoil=spoil, nonfinite="unchecked")
+    assert alike(still, learned()) > 0.7
+
+
+def test_the_steps_after_one_of_huge_gradients_train_a_network_to_its_target():
+    model, opt, batch, sparsifier = sparsify(
+        optimizer="adamw", steps=60, schedule=setpoint.Schedule(begin=5, end=40), target=0.5
+    )
+    for step in range(60):
+        inputs, targets = batch(step)
+        opt.zero_grad()
+        (F.cross_entropy(model(inputs), targets) * (1e25 if step in (6, 20) else 1.0)).backward()
+        opt.step()
+    assert sparsifier.report().exact
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert all(math.isfinite(v) for row in sparsifier.history for v in row.values())
+
+
+def test_layers_without_a_gradient_at_a_step_teach_nothing_and_the_others_go_on():
+    model, opt, batch, sparsifier = sparsify(schedule=AT_ONCE)
+    for step in range(6):
+        inputs, targets = batch(step)
+        opt.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        if step % 2:
+            model[2].weight.grad = None
+        before = [a.clone() for a in alphas(sparsifier)]
+        opt.step()
+        assert all(bool((a != b).any()) for a, b in zip(alphas(sparsifier), before))
+    assert bool(torch.isfinite(memories(sparsifier)[0]["log_alpha"]).all())
+
+
 def rank_main(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

@@ -43,7 +43,7 @@ def compact(source: Sparsifier | nn.Module, example_inputs: Any = None) -> nn.Mo
         RuntimeError: if the outputs differ.
     """
     model, wiring, kept = _of_run(source) if isinstance(source, Sparsifier) else _of_model(source, example_inputs)
-    small = source.copy_model() if isinstance(source, Sparsifier) else copy.deepcopy(model)
+    small = copy.deepcopy(model)
     wiring.resize(small, kept)
     if example_inputs is not None:
         compare_outputs(model, small, example_inputs)

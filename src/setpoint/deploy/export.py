@@ -19,6 +19,7 @@ from torch.utils import _pytree
 from setpoint.claims import holders
 from setpoint.deploy.running import difference, evaluating, outputs_of, rebatch, tensors_in
 from setpoint.inputs import call_arguments, failure
+from setpoint.overlay import is_gated
 from setpoint.units import unwrap
 from setpoint.writing import explained
 
@@ -106,7 +107,7 @@ class OnnxModel:
 
 def _refuse_unfinished(model: nn.Module) -> None:
     runs = holders(model)
-    gated = any("setpoint_gates" in vars(module) for module in model.modules())
+    gated = any(is_gated(module) for module in model.modules())
     if gated or any(run.phase == "sparsify" for run in runs):
         raise ValueError(
             "the model's run is in its sparsify phase, in which its zeros still move: let it reach its frozen phase, "

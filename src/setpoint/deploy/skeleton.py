@@ -23,6 +23,7 @@ from setpoint.deploy.states import HOOKS, KEPT, fill, state_of
 from setpoint.deploy.stored import Stored
 from setpoint.deploy.tables import entry_of
 from setpoint.deploy.values import Json, Reader, Writer
+from setpoint.overlay import HELD, is_gated, plain_class
 from setpoint.wiring.stand_ins import FUNCTIONS, TOLD, revive
 
 # What a skeleton may come to when it is decompressed: this many bytes, this many more for each byte of its text, and
@@ -146,7 +147,7 @@ def _describe(entry: object, path: str, writer: Writer, stored: Stored, tables: 
 
 
 def _write_module(writer: Writer, module: nn.Module, path: str) -> Json:
-    if "setpoint_gates" in vars(module):
+    if is_gated(module):
         raise ObstacleError("there are gates of a run that is still in its sparsify phase")
     if is_parametrized(module):
         raise ObstacleError(
@@ -167,14 +168,14 @@ def _write_module(writer: Writer, module: nn.Module, path: str) -> Json:
         for name, child in module._modules.items()
     }
     about["training"] = module.training
-    left = KEPT | FUNCTIONS if TOLD in vars(module) else KEPT
+    left = (KEPT | FUNCTIONS if TOLD in vars(module) else KEPT) | {HELD}
     about["attributes"] = writer.attributes({n: v for n, v in vars(module).items() if n not in left}, path)
     return {key: value for key, value in about.items() if value not in ({}, [])}
 
 
 def _class_of(writer: Writer, module: nn.Module) -> int:
     try:
-        return writer.name(check_module_class(type(module)))
+        return writer.name(check_module_class(plain_class(module)))
     except ObstacleError as error:
         raise ObstacleError(f"its class is {error}") from error
 

@@ -28,6 +28,7 @@ from setpoint.deploy.names import (
 )
 from setpoint.deploy.states import settable
 from setpoint.deploy.tables import Table, entry_of
+from setpoint.norms import WholeMomentum
 
 Json = Any
 T = TypeVar("T")
@@ -89,6 +90,8 @@ class Writer:
         Raises:
             ObstacleError: If it is nothing that can be described.
         """
+        if isinstance(value, WholeMomentum):
+            return value.own
         kind = type(value)
         if kind in _PLAIN:
             return value

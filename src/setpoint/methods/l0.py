@@ -21,6 +21,11 @@ from setpoint.reading import read
 _BOUNDS = (-6.0, 4.0)
 # Decay rates of Adam's moments and of the average size of a slope.
 _FIRST, _SECOND, _SIZE = 0.9, 0.99, 0.99
+# A step counts for at most so many times what the steps before it did on average; and so do these beside it, each of
+# them, while they are fewer than that.
+_BOUND = 10.0
+# The least that a gate's slopes come to, beside those of the others, for its steps to be of full size.
+_LEAST = 1e-15
 # The gates' step size, and how far they must be able to go within the sparsify phase.
 _RATE, _TRAVEL = 0.05, 30.0
 
@@ -115,6 +120,7 @@ class ConstrainedL0(Method):
             first=torch.zeros_like(alpha),
             second=torch.zeros_like(alpha),
             size=torch.zeros((), device=alpha.device),
+            unit=torch.ones((), dtype=torch.float64, device=alpha.device),
             steps=0,
             **self._multiplier.start(alpha.device),
         )
@@ -127,9 +133,7 @@ class ConstrainedL0(Method):
         memory: dict[str, Any] = units.memory
         memory["steps"] += 1
         alpha = memory["log_alpha"]
-        pull = _together([slope for _, slope in felt], alpha) * hard_concrete_slope(
-            _together([z for z, _ in felt], alpha)
-        )
+        pull = self._pull(memory, felt)
         p = hard_concrete_open(alpha)
         opened = p > 0.5
         if units.budget.whole is None:
@@ -144,24 +148,54 @@ class ConstrainedL0(Method):
             open_cost = torch.tensor(units.budget.spent(apart), device=alpha.device)
         # No room at all is as good as very little: the violation is at its bound either way.
         violation = torch.log(open_cost / max(units.budget.room(units.ramp), 1e-30)).clamp(-1.0, 1.0)
-        multiplier = self._multiplier.step(memory, violation) * self._size(memory, pull)
+        size = self._size(memory, memory["steps"])
+        multiplier = self._multiplier.step(memory, violation) * torch.where(size > 0, size, 1.0)
         lr = self.lr or max(_RATE, _TRAVEL * units.share / units.elapsed)
         gradient = torch.addcmul(pull, p * (1.0 - p), (multiplier * (cost / cost.mean())).to(pull.dtype))
         self._descend(alpha, memory["first"], memory["second"], gradient, memory["steps"], lr)
 
-    def _size(self, memory: dict[str, Any], pull: Tensor) -> Tensor:
-        """Average size of the loss's pull at a gate that moves, over the last steps."""
+    def _pull(self, memory: dict[str, Any], felt: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The loss's pull at each gate, in the unit in which all pulls are remembered.
+
+        Units are powers of two: the scale of the loss changes no bit, and no square overflows or vanishes.
+        """
+        alpha = memory["log_alpha"]
+        slopes = torch.cat([slope.flatten().to(alpha.device) for _, slope in felt])
+        peak = _power(torch.linalg.vector_norm(slopes, torch.inf).double())
+        slope_of_z = hard_concrete_slope(_together([z for z, _ in felt], alpha))
+        pull = slopes.div_(peak).to(alpha.dtype).mul_(slope_of_z)
         moving = (pull != 0).sum().clamp_min(1)
-        memory["size"].lerp_((torch.dot(pull, pull) / moving).sqrt(), 1.0 - _SIZE)
-        size = memory["size"] / (1.0 - _SIZE ** memory["steps"])
-        return torch.where(size > 0, size, 1.0)
+        size = (torch.dot(pull, pull) / moving).sqrt() * peak
+        counts = self._counting(memory, size)
+        memory["size"].lerp_((counts * size / memory["unit"]).to(alpha.dtype), 1.0 - _SIZE)
+        return pull.mul_(counts * (peak / memory["unit"]))
+
+    def _counting(self, memory: dict[str, Any], size: Tensor) -> Tensor:
+        """Which part of a step counts, given the average size of its pulls; a new unit is a new weight of the past."""
+        before, old = memory["steps"] - 1, memory["unit"].clone()
+        usual = self._size(memory, max(1, before)) * old
+        most = _BOUND * before if before < _BOUND else math.inf
+        unit = torch.where(usual > 0, torch.minimum(old, old * (most * size / usual)), size)
+        memory["unit"].copy_(torch.where(size > 0, _power(unit), old))
+        usual *= memory["unit"] / old
+        return torch.where(usual > 0, (_BOUND * usual / size).clamp_max(1.0), 1.0)
+
+    def _size(self, memory: dict[str, Any], steps: int) -> Tensor:
+        """Average size of the loss's pull at a gate that moves, over the last steps."""
+        size: Tensor = memory["size"] / (1.0 - _SIZE**steps)
+        return size
 
     def _descend(self, a: Tensor, first: Tensor, second: Tensor, gradient: Tensor, step: int, lr: float) -> None:
         """One step of Adam."""
         first.lerp_(gradient, 1.0 - _FIRST)
         second.mul_(_SECOND).addcmul_(gradient, gradient, value=1.0 - _SECOND)
-        root = (second / (1.0 - _SECOND**step)).sqrt_().clamp_min_(1e-30)
+        root = (second / (1.0 - _SECOND**step)).sqrt_().clamp_min_(_LEAST)
         a.addcdiv_(first, root, value=-lr / (1.0 - _FIRST**step)).clamp_(*_BOUNDS)
+
+
+def _power(number: Tensor) -> Tensor:
+    """The largest power of two that is not above a number; for 0 any."""
+    return torch.exp2(torch.frexp(number).exponent.double() - 1.0)
 
 
 def _folded(log_alpha: Tensor) -> Tensor:
