@@ -9,8 +9,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+from setpoint.optimizers import register_step_hooks
 
 NonFinite = Literal["skip", "raise", "unchecked"]
 _STATE_KEY = "setpoint"
@@ -26,7 +28,7 @@ class StepHooks:
     touches neither weights nor its own state.
 
     Args:
-        optimizer: one that `checked_optimizer` has let through.
+        optimizer: one that `setpoint.optimizers.checked_optimizer` has let through.
         before: called before each step that will be taken, its gradients being ready.
         after: called after each step taken.
         key: names this user of the optimizer in its state dict.
@@ -60,8 +62,7 @@ class StepHooks:
         self._in_a_row = 0
         self._skip = False
         self._handles: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            *register_step_hooks(optimizer, self._before_step, self._after_step),
             optimizer.register_state_dict_post_hook(self._save_state),
             optimizer.register_load_state_dict_pre_hook(self._load_state),
         ]
@@ -134,25 +135,6 @@ class StepHooks:
         states = state_dict.get(_STATE_KEY, {})
         if self._key in states:
             self._load(states[self._key])
-
-
-def checked_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that takes the steps, inside the wrappers of training frameworks.
-
-    Raises:
-        TypeError: for what is no optimizer.
-        ValueError: for one that moves the weights many times within one step.
-    """
-    while isinstance(inner := getattr(optimizer, "optimizer", getattr(optimizer, "_optimizer", None)), Optimizer):
-        optimizer = inner
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
-    if isinstance(optimizer, LBFGS):
-        raise ValueError(
-            "optimizer LBFGS evaluates its closure many times within one step, moving weights that were removed in "
-            "between; possible: SGD, Adam, AdamW and other optimizers that move the weights once a step"
-        )
-    return optimizer
 
 
 def _finite(gradients: list[Tensor]) -> bool:

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from setpoint.budget import LatencyOfWidths, Phase, Schedule, Scope, Target, allocate, costs_of, in_budgets
 from setpoint.claims import claim, release
 from setpoint.gates import Gates
-from setpoint.hooks import NonFinite, StepHooks, checked_optimizer
+from setpoint.hooks import NonFinite, StepHooks
 from setpoint.methods import Method, Units, make_method
 from setpoint.norms import NormStatistics
+from setpoint.optimizers import checked_optimizer
 from setpoint.reading import count
 from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report, in_words
 from setpoint.support import Support
@@ -338,6 +339,7 @@ class Sparsifier:
                     self._feel()
                 self._update()
                 self._felt = None
+        if self.method.always_sparse or self._frozen:
             self._support.mask_gradients()
 
     @property
@@ -426,6 +428,8 @@ class Sparsifier:
     def _hold(self) -> None:
         """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors."""
         self._support.hold()
+        if self.method.always_sparse or self._frozen:
+            self._support.mask_copies(self._optimizer)
         if self._frozen and self.method.settles(self.target):
             for units in self._all_units(last=True):
                 for layer, factors in zip(units.layers, self.method.settle(units)):

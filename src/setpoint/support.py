@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from setpoint.functional.bits import pack_bits, unpack_bits
-from setpoint.moments import clear_state
+from setpoint.moments import clear_state, mask_copies, mask_gradient
 from setpoint.units import Layer
 
 
@@ -60,9 +60,7 @@ class Support:
     def mask_gradients(self) -> None:
         """Zero the gradients of what is gone."""
         for name, gone in self.gone.items():
-            gradient = self.parameters[name].grad
-            if gradient is not None:
-                gradient.masked_fill_(gone, 0.0)
+            mask_gradient(self.parameters[name], gone)
 
     def remember(self) -> None:
         """Note the parameters as they are before a first support is drawn."""
@@ -87,6 +85,11 @@ class Support:
         """Zero what the optimizer remembers of what is gone."""
         for name, gone in self.gone.items():
             clear_state(optimizer, self.parameters[name], gone)
+
+    def mask_copies(self, optimizer: Optimizer) -> None:
+        """Zero what is gone in the copies of parameters that the optimizer keeps."""
+        for name, gone in self.gone.items():
+            mask_copies(optimizer, self.parameters[name], gone)
 
     def state_dict(self) -> dict[str, Any]:
         """A bit an entry, and a bit a unit."""

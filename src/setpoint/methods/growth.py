@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from setpoint.moments import clear_state, warm_second_moment
+from setpoint.moments import clear_state, mask_gradient, warm_second_moment
 from setpoint.units import Layer, Part
 
 
@@ -43,8 +43,7 @@ def plant(
         part.parameter.masked_fill_(new, 0.0)
         if (random or crosses) and not part.reads:
             _draw(part.parameter, new, old, generator)
-        if part.parameter.grad is not None:
-            part.parameter.grad.masked_fill_(new, 0.0)
+        mask_gradient(part.parameter, new)
         clear_state(optimizer, part.parameter, new)
         if warm:
             warm_second_moment(optimizer, part.parameter, new, old)

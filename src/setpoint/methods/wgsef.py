@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from setpoint.budget import Target
 from setpoint.functional import prox_group_envelope
-from setpoint.geometry import FOLLOWED, share_second_moment
+from setpoint.geometry import FOLLOWED, followed_kind, share_second_moment
 from setpoint.methods.base import Method, Units, check_weights
 from setpoint.units import Layer, Partition
 
@@ -86,7 +86,7 @@ class GroupSparseEnvelope(Method):
             _check_shape(name, weights, partitions[name])
         if self.debias:
             return
-        if not isinstance(optimizer, FOLLOWED):
+        if followed_kind(optimizer) is None:
             names = ", ".join(kind.__name__ for kind in FOLLOWED)
             raise ValueError(
                 f"wgsef with debias=False cannot follow the steps of {type(optimizer).__name__}; possible: {names}, "

@@ -1,0 +1,136 @@
+"""What an optimizer remembers of single entries of a parameter: where it is found, and how an entry of it is reset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+# Where a tensor stands in the state of a parameter: the number of the holder, then keys and indices.
+Path = tuple[Any, ...]
+Kind = Literal["own", "copy", "other"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one tensor of an optimizer's state is to the entries of its parameter.
+
+    Attributes:
+        kind: `"own"` if what stands at an entry is of that entry alone; `"copy"` if it is the weight itself or follows
+            it (an average, a float32 master); `"other"` for all else: factors, projections, rotated moments.
+        blank: what stands there of a weight that is zero and never had a gradient, as the tensor stores it.
+        positive: whether what stands there is positive whatever the sign of the gradients, as second moments are.
+    """
+
+    kind: Kind
+    blank: float = 0.0
+    positive: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the state of an optimizer, and of the wrappers around it, is to the entries of its parameters.
+
+    Attributes:
+        slots: by dimensions of the parameter, place in its state, and storage.
+        complete: whether an optimizer of this kind has been tried. Otherwise whatever has the shape of a parameter is
+            taken for a copy of it, which is right for zeros, whatever it is.
+    """
+
+    slots: Mapping[tuple[Any, ...], Slot] = field(default_factory=dict)
+    complete: bool = False
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether there may be copies of weights."""
+        return not self.complete or any(slot.kind == "copy" for slot in self.slots.values())
+
+    def of(self, parameter: Tensor, path: Path, value: Tensor) -> Slot:
+        """What a tensor found in the state of a parameter is."""
+        slot = self.slots.get(slot_key(parameter, path, value))
+        if slot is not None:
+            return slot
+        if value.shape != parameter.shape or not value.dtype.is_floating_point or is_encoded(value):
+            return Slot("other")
+        return Slot("own" if self.complete else "copy")
+
+
+def slot_key(parameter: Tensor, path: Path, value: Tensor) -> tuple[Any, ...]:
+    """What tells tensors of a state apart, whatever the sizes of the parameters."""
+    return parameter.ndim, path, type(value), value.dtype
+
+
+def state_tensors(holders: Sequence[Any], parameter: Tensor) -> Iterator[tuple[Path, Tensor]]:
+    """All tensors in the state of a parameter, with their places; nested ones as well.
+
+    Args:
+        holders: optimizers and wrappers, that may share a state.
+        parameter: whose state.
+    """
+    seen: set[int] = {id(parameter)}
+    for number, holder in enumerate(holders):
+        state = getattr(holder, "state", None)
+        if isinstance(state, Mapping) and parameter in state:
+            for path, value in _tensors(state[parameter], (number,)):
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    yield path, value
+
+
+def reset(
+    memory: Memory, holders: Sequence[Any], parameter: Tensor, entries: Tensor, *, copies_only: bool = False
+) -> None:
+    """Make the state of some entries that of weights of zero that never had a gradient; or no more than the copies."""
+    for path, value in state_tensors(holders, parameter):
+        slot = memory.of(parameter, path, value)
+        if slot.kind == "copy" or (slot.kind == "own" and not copies_only):
+            fill(value, entries, slot.blank)
+
+
+def mask_gradient(parameter: Tensor, gone: Tensor) -> None:
+    """Zero some entries of a gradient, which may be sparse, or part of a graph that is yet to be differentiated."""
+    gradient = parameter.grad
+    if gradient is None:
+        return
+    if gradient.is_sparse:
+        gradient = gradient.coalesce()
+        values = gradient.values().masked_fill(gone[tuple(gradient.indices())], 0.0)
+        parameter.grad = torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape, is_coalesced=True)
+    elif gradient.requires_grad:
+        with torch.enable_grad():
+            parameter.grad = gradient.masked_fill(gone, 0.0)
+    else:
+        gradient.masked_fill_(gone, 0.0)
+
+
+def _tensors(value: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _tensors(inner, (*path, index))
+
+
+def is_encoded(value: Tensor) -> bool:
+    """Whether a tensor stores its numbers in a way of its own, as quantised ones do."""
+    return type(value).dequantize is not Tensor.dequantize
+
+
+def decoded(value: Tensor) -> Tensor:
+    """The numbers of a tensor, as a plain one."""
+    return value.dequantize() if is_encoded(value) else value
+
+
+def fill(value: Tensor, where: Tensor, number: float) -> None:
+    """Set some entries, in whatever way the tensor stores its numbers."""
+    where = where.to(value.device)
+    if is_encoded(value):
+        value.copy_(decoded(value).masked_fill(where.reshape(value.shape), number))
+    else:
+        value.masked_fill_(where.reshape(value.shape), number)
