@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 # Where a tensor stands in the state of a parameter: the number of the holder, then keys and indices.
 Path = tuple[Any, ...]
@@ -104,6 +106,19 @@ def mask_gradient(parameter: Tensor, gone: Tensor) -> None:
             parameter.grad = gradient.masked_fill(gone, 0.0)
     else:
         gradient.masked_fill_(gone, 0.0)
+
+
+@contextmanager
+def graph_kept(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Let weights be changed before a step in which the optimizer differentiates their gradients once more.
+
+    Autograd would refuse, as the graph holds the weights; the derivatives are then taken at the new ones.
+    """
+    with ExitStack() as stack:
+        for parameter in parameters:
+            if parameter.grad is not None and parameter.grad.requires_grad:
+                stack.enter_context(_unsafe_preserve_version_counter(parameter))
+        yield
 
 
 def _tensors(value: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:

@@ -166,8 +166,9 @@ class Gates:
         """Set one layer's gates, for training and for evaluation."""
         for site in self._sites[index]:
             gates = self._by_site[site]
-            gates.sample.copy_(sample.reshape(site.units.counts))
-            gates.test.copy_(test.reshape(site.units.counts))
+            # New tensors: the graph of the last pass may be differentiated once more, and holds the old ones.
+            gates.sample = sample.reshape(site.units.counts).to(gates.sample, copy=True)
+            gates.test = test.reshape(site.units.counts).to(gates.test, copy=True)
 
     def open(self, index: int) -> Tensor:
         """Which of one layer's units pass in evaluation, flat."""

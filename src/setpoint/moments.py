@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from setpoint.entry_state import Memory, decoded, fill, mask_gradient, reset, state_tensors
+from setpoint.entry_state import Memory, decoded, fill, graph_kept, mask_gradient, reset, state_tensors
 
-__all__ = ["clear_state", "mask_copies", "mask_gradient", "remember", "warm_second_moment"]
+__all__ = ["clear_state", "graph_kept", "mask_copies", "mask_gradient", "remember", "warm_second_moment"]
 
 # What the optimizers in use were found to remember, they and the wrappers around them, which may hold a part of it.
 _KNOWN: WeakKeyDictionary[Optimizer, list[tuple[Memory, list[weakref.ref[Any]]]]] = WeakKeyDictionary()

@@ -16,6 +16,7 @@ from setpoint.claims import claim, release
 from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks
 from setpoint.methods import Method, Units, make_method
+from setpoint.moments import graph_kept
 from setpoint.norms import NormStatistics
 from setpoint.optimizers import checked_optimizer
 from setpoint.reading import count
@@ -337,7 +338,8 @@ class Sparsifier:
             if self._moves_next:
                 if self._felt is None:
                     self._feel()
-                self._update()
+                with graph_kept(self._support.parameters.values()):
+                    self._update()
                 self._felt = None
         if self.method.always_sparse or self._frozen:
             self._support.mask_gradients()
