@@ -35,19 +35,18 @@ def checked_optimizer(optimizer: Any) -> Optimizer:
             are held at zero, or brings them back.
     """
     chain = _chain(optimizer)
-    reasons: list[str] = []
+    reason = "its step does not run the step hooks of torch.optim.Optimizer"
     for site in reversed(chain):
         if not _runs_hooks(site):
-            reasons.append("its step does not run the step hooks of torch.optim.Optimizer")
             continue
         try:
             remember(site, _tried(chain, site))
         except BrokenZerosError as broken:
-            reasons.append(str(broken))
+            reason = str(broken)
             continue
         return site  # type: ignore[no-any-return]
     raise ValueError(
-        f"optimizer {type(optimizer).__name__}: {reasons[0]}; possible: SGD, Adam, AdamW and other optimizers that "
+        f"optimizer {type(optimizer).__name__}: {reason}; possible: SGD, Adam, AdamW and other optimizers that "
         "move the weights once a step and leave zeros with zero gradients alone"
     )
 
