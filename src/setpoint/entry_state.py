@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
+# A copy of a weight has moved by less than this part of it after a step.
+_NEAR = 0.3
 # Where a tensor stands in the state of a parameter: the number of the holder, then keys and indices.
 Path = tuple[Any, ...]
 Kind = Literal["own", "copy", "other"]
@@ -149,3 +151,56 @@ def fill(value: Tensor, where: Tensor, number: float) -> None:
         value.copy_(decoded(value).masked_fill(where.reshape(value.shape), number))
     else:
         value.masked_fill_(where.reshape(value.shape), number)
+
+
+def is_near(value: Tensor, weight: Tensor, gone: Tensor) -> bool:
+    """Whether the numbers of a tensor are those of the weights, or nearly; of those that are not zero."""
+    if not value.dtype.is_floating_point or value.numel() != weight.numel():
+        return False
+    numbers, weights = (t.reshape(gone.shape)[~gone].double() for t in (decoded(value).to(weight.device), weight))
+    return bool((numbers - weights).abs().sum() < _NEAR * weights.abs().sum())
+
+
+def slot_of(value: Tensor, gone: Tensor, beside: Sequence[Tensor], kind: Kind) -> Slot:
+    """What a tensor is, from what it holds of weights that have been zero all along and of others.
+
+    Args:
+        value: a tensor of an optimizer's state.
+        gone: where the parameter was zero.
+        beside: all tensors of the same state.
+        kind: what it is taken for.
+    """
+    if value.numel() != gone.numel():
+        return Slot("other")
+    try:
+        numbers = decoded(value).reshape(gone.shape)
+        at_zero, others = numbers[gone.to(value.device)], numbers[~gone.to(value.device)]
+        if kind == "copy":
+            fill(value, gone, 0.0)
+            return Slot("copy")
+        blank = float(at_zero[0])
+        if not bool((at_zero == at_zero[0]).all()):
+            return Slot("other")
+        if not value.dtype.is_floating_point:
+            blank = _code_of_zero(beside, int(blank))
+        fill(value, gone, blank)
+    except (RuntimeError, NotImplementedError, TypeError):
+        # A storage that lets nobody in.
+        return Slot("other")
+    return Slot("own", blank, value.dtype.is_floating_point and bool((others > 0).all()))
+
+
+def _code_of_zero(beside: Sequence[Tensor], code: int) -> int:
+    """The code that a table beside a tensor of codes decodes as zero; rounding may have led to one close to it."""
+    tables = [t for t in beside if t.ndim == 1 and t.dtype.is_floating_point and code < t.numel() <= 256]
+    tables = [t for t in tables if bool((t == 0).any())]
+    nearest = min(tables, key=lambda t: abs(float(t[code])), default=None)
+    return code if nearest is None else int((nearest == 0).nonzero()[0])
+
+
+def both(one: Slot, other: Slot) -> Slot:
+    """What is true of a tensor in the states of two parameters."""
+    kinds = {one.kind, other.kind}
+    if len(kinds) > 1:
+        return Slot("copy") if "copy" in kinds else Slot("other")
+    return Slot(one.kind, one.blank, one.positive and other.positive)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import enum
 import logging
+import random
+import sys
+import warnings
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -19,6 +23,8 @@ _PLAIN = (
 )  # fmt: skip
 # Objects and entries of tensors that a copy may have: it is to be made in no time.
 _OBJECTS, _ENTRIES = 20_000, 200_000
+# Of how many parameters there are stand-ins, and how large these may be: 8-bit states begin at 4096 entries.
+_SAMPLES, _LARGEST = 8, 8192
 
 
 class NotCopiedError(Exception):
@@ -149,3 +155,70 @@ class _Copies:
             else:
                 copied[key] = self.of(value)
         return copied
+
+
+def samples(site: Optimizer, *, least: bool) -> list[Tensor]:
+    """The largest parameter, or the smallest, of each number of dimensions and combination of options in words."""
+    found: dict[tuple[Any, ...], Tensor] = {}
+    for group in site.param_groups:
+        options = tuple((k, v) for k, v in group.items() if isinstance(v, (bool, str, type(None))))
+        for p in group["params"]:
+            key = (options, p.ndim, p.dtype, p.device)
+            if p.requires_grad and p.numel() > 1 and p.device.type != "meta":
+                found[key] = (min if least else max)(found.get(key, p), p, key=Tensor.numel)
+    return sorted(found.values(), key=lambda p: -p.ndim)[:_SAMPLES]
+
+
+def stand_in(parameter: Tensor, *, exact: bool) -> Tensor:
+    """A parameter in the place of a large one; no two of its dimensions are equal, to tell its state from factors."""
+    shape = list(parameter.shape)
+    if exact:
+        return torch.nn.Parameter(parameter.detach().clone())
+    while torch.Size(shape).numel() > _LARGEST and max(shape) > 1:
+        widest = shape.index(max(shape))
+        shape[widest] = (shape[widest] + 1) // 2
+    for i, size in enumerate(shape):
+        while size in shape[:i]:
+            size *= 2
+        shape[i] = size
+    return torch.nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device=parameter.device))
+
+
+def nested(holder: Any) -> list[Any]:
+    """An optimizer or a wrapper of one, and all optimizers inside, from the outside in."""
+    found: list[Any] = [holder]
+    for inner in found:
+        found += [o for o in held(inner) if not any(o is other for other in found)]
+    return found
+
+
+def held(holder: Any) -> list[Optimizer]:
+    """The optimizers that an object holds as attributes, alone or in lists."""
+    values: list[Any] = []
+    for value in getattr(holder, "__dict__", {}).values():
+        values += value if isinstance(value, (list, tuple)) else [value]
+    return [v for v in values if isinstance(v, Optimizer)]
+
+
+def let_move(holder: Any, least: float) -> None:
+    """Raise learning rates that are too small for a step to be seen, as at the start of a warm-up."""
+    for group in getattr(holder, "param_groups", ()):
+        if "lr" in group and float(group["lr"]) < least:
+            group["lr"] = torch.full_like(group["lr"], least) if isinstance(group["lr"], Tensor) else least
+
+
+@contextmanager
+def quietly(devices: set[torch.device]) -> Iterator[None]:
+    """Leave random numbers as they were, say nothing, and compile nothing."""
+    state = random.getstate()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.no_grad())
+        try:
+            yield
+        finally:
+            random.setstate(state)

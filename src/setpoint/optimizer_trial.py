@@ -8,11 +8,7 @@ step and every change between `train()` and `eval()`.
 
 from __future__ import annotations
 
-import random
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +16,26 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from setpoint.entry_state import Kind, Memory, Path, Slot, decoded, fill, mask_gradient, reset, slot_key, state_tensors
-from setpoint.optimizer_copy import copy_optimizer
+from setpoint.entry_state import (
+    Memory,
+    Path,
+    Slot,
+    both,
+    is_near,
+    mask_gradient,
+    reset,
+    slot_key,
+    slot_of,
+    state_tensors,
+)
+from setpoint.optimizer_copy import copy_optimizer, let_move, nested, quietly, samples, stand_in
 
 # Steps before and after the zeros are made: slow weights are blended back every fifth or tenth step.
 _DENSE, _FROZEN = 6, 12
 # Evaluations of a closure in one step: sharpness-aware optimizers take two, line searches any number.
 _EVALUATIONS = 2
-# A copy of a weight has moved by less than this part of it after a step. Weights are far larger than a step.
-_NEAR, _SIZE = 0.3, 10.0
-_LARGEST, _SAMPLES = 8192, 8
+# Weights are far larger than a step, by which their copies differ.
+_SIZE = 10.0
 
 
 class BrokenZerosError(Exception):
@@ -94,7 +100,7 @@ class Trial:
         for weight, gone, path, value in self._state():
             key = slot_key(weight, path, value)
             if key not in known:
-                now[key] = now.get(key, False) or _near(value, weight, gone)
+                now[key] = now.get(key, False) or is_near(value, weight, gone)
         return {**now, **known}
 
     def check(self) -> None:
@@ -203,53 +209,9 @@ class Trial:
         for weight, gone, path, value in self._state():
             key = slot_key(weight, path, value)
             beside = [v for _, v in state_tensors(self.holders, weight)]
-            slot = _slot(value, gone, beside, "copy" if copies.get(key) else "own")
-            slots[key] = slot if key not in slots else _both(slots[key], slot)
+            slot = slot_of(value, gone, beside, "copy" if copies.get(key) else "own")
+            slots[key] = slot if key not in slots else both(slots[key], slot)
         return slots
-
-
-def _near(value: Tensor, weight: Tensor, gone: Tensor) -> bool:
-    """Whether the numbers of a tensor are those of the weights, or nearly; of those that are not zero."""
-    if not value.dtype.is_floating_point or value.numel() != weight.numel():
-        return False
-    numbers, weights = (t.reshape(gone.shape)[~gone].double() for t in (decoded(value).to(weight.device), weight))
-    return bool((numbers - weights).abs().sum() < _NEAR * weights.abs().sum())
-
-
-def _slot(value: Tensor, gone: Tensor, beside: Sequence[Tensor], kind: Kind) -> Slot:
-    if value.numel() != gone.numel():
-        return Slot("other")
-    try:
-        numbers = decoded(value).reshape(gone.shape)
-        at_zero, others = numbers[gone.to(value.device)], numbers[~gone.to(value.device)]
-        if kind == "copy":
-            fill(value, gone, 0.0)
-            return Slot("copy")
-        blank = float(at_zero[0])
-        if not bool((at_zero == at_zero[0]).all()):
-            return Slot("other")
-        if not value.dtype.is_floating_point:
-            blank = _code_of_zero(beside, int(blank))
-        fill(value, gone, blank)
-    except (RuntimeError, NotImplementedError, TypeError):
-        # A storage that lets nobody in.
-        return Slot("other")
-    return Slot("own", blank, value.dtype.is_floating_point and bool((others > 0).all()))
-
-
-def _code_of_zero(beside: Sequence[Tensor], code: int) -> int:
-    """The code that a table beside a tensor of codes decodes as zero; rounding may have led to one close to it."""
-    tables = [t for t in beside if t.ndim == 1 and t.dtype.is_floating_point and code < t.numel() <= 256]
-    tables = [t for t in tables if bool((t == 0).any())]
-    nearest = min(tables, key=lambda t: abs(float(t[code])), default=None)
-    return code if nearest is None else int((nearest == 0).nonzero()[0])
-
-
-def _both(one: Slot, other: Slot) -> Slot:
-    kinds = {one.kind, other.kind}
-    if len(kinds) > 1:
-        return Slot("copy") if "copy" in kinds else Slot("other")
-    return Slot(one.kind, one.blank, one.positive and other.positive)
 
 
 # How gradients are made: plain; with the graph that second derivatives need; within a closure; sparse.
@@ -269,14 +231,14 @@ def try_out(holders: Sequence[Any], site: Optimizer) -> Memory | None:
     Raises:
         BrokenZerosError: if zeros do not last.
     """
-    with _quietly({p.device for group in site.param_groups for p in group["params"]}):
+    with quietly({p.device for group in site.param_groups for p in group["params"]}):
         for carry in (False, True):
             # With a state of their own, parameters cannot be made smaller.
-            samples = _samples(site, least=carry)
-            if not samples:
+            chosen = samples(site, least=carry)
+            if not chosen:
                 return None
             for gradients in WAYS:
-                trial = _trial(holders, site, samples, gradients, carry)
+                trial = _trial(holders, site, chosen, gradients, carry)
                 if trial is None:
                     break
                 try:
@@ -285,7 +247,7 @@ def try_out(holders: Sequence[Any], site: Optimizer) -> Memory | None:
                 except BrokenZerosError:
                     raise
                 except Exception as error:
-                    if _goes_on_without(_trial(holders, site, samples, gradients, carry, masking=False)):
+                    if _goes_on_without(_trial(holders, site, chosen, gradients, carry, masking=False)):
                         raise BrokenZerosError(
                             f"it fails where weights are held at zero: {_first_line(error)}"
                         ) from error
@@ -312,85 +274,18 @@ def _first_line(error: Exception) -> str:
 def _trial(
     holders: Sequence[Any],
     site: Optimizer,
-    samples: Sequence[Tensor],
+    chosen: Sequence[Tensor],
     gradients: str,
     carry: bool,
     *,
     masking: bool = True,
 ) -> Trial | None:
-    stand_ins = {p: _stand_in(p, exact=carry) for p in samples}
+    stand_ins = {p: stand_in(p, exact=carry) for p in chosen}
     try:
         copied = copy_optimizer(holders[0], stand_ins, carry_state=carry)
         inside = nested(copied)
         for holder in inside:
-            _let_move(holder, 1.0 if "closure" in gradients else 1e-3)
+            let_move(holder, 1.0 if "closure" in gradients else 1e-3)
         return Trial(inside, inside[holders.index(site)], list(stand_ins.values()), gradients, carry, masking)
     except Exception:  # an object that is made in a way of its own
         return None
-
-
-def _let_move(holder: Any, least: float) -> None:
-    """Raise learning rates that are too small for a step to be seen, as at the start of a warm-up."""
-    for group in getattr(holder, "param_groups", ()):
-        if "lr" in group and float(group["lr"]) < least:
-            group["lr"] = torch.full_like(group["lr"], least) if isinstance(group["lr"], Tensor) else least
-
-
-def _samples(site: Optimizer, *, least: bool) -> list[Tensor]:
-    """The largest parameter, or the smallest, of each number of dimensions and combination of options in words."""
-    found: dict[tuple[Any, ...], Tensor] = {}
-    for group in site.param_groups:
-        options = tuple((k, v) for k, v in group.items() if isinstance(v, (bool, str, type(None))))
-        for p in group["params"]:
-            key = (options, p.ndim, p.dtype, p.device)
-            if p.requires_grad and p.numel() > 1 and p.device.type != "meta":
-                found[key] = (min if least else max)(found.get(key, p), p, key=Tensor.numel)
-    return sorted(found.values(), key=lambda p: -p.ndim)[:_SAMPLES]
-
-
-def _stand_in(parameter: Tensor, *, exact: bool) -> Tensor:
-    """A parameter in the place of a large one; no two of its dimensions are equal, to tell its state from factors."""
-    shape = list(parameter.shape)
-    if exact:
-        return torch.nn.Parameter(parameter.detach().clone())
-    while torch.Size(shape).numel() > _LARGEST and max(shape) > 1:
-        widest = shape.index(max(shape))
-        shape[widest] = (shape[widest] + 1) // 2
-    for i, size in enumerate(shape):
-        while size in shape[:i]:
-            size *= 2
-        shape[i] = size
-    return torch.nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device=parameter.device))
-
-
-@contextmanager
-def _quietly(devices: set[torch.device]) -> Iterator[None]:
-    """Leave random numbers as they were, say nothing, and compile nothing."""
-    state = random.getstate()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.no_grad())
-        try:
-            yield
-        finally:
-            random.setstate(state)
-
-
-def nested(holder: Any) -> list[Any]:
-    """An optimizer or a wrapper of one, and all optimizers inside, from the outside in."""
-    found: list[Any] = [holder]
-    for inner in found:
-        found += [o for o in held(inner) if not any(o is other for other in found)]
-    return found
-
-
-def held(holder: Any) -> list[Optimizer]:
-    """The optimizers that an object holds as attributes, alone or in lists."""
-    values: list[Any] = []
-    for value in getattr(holder, "__dict__", {}).values():
-        values += value if isinstance(value, (list, tuple)) else [value]
-    return [v for v in values if isinstance(v, Optimizer)]

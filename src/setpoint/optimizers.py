@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from setpoint.entry_state import Memory
 from setpoint.moments import remember
-from setpoint.optimizer_trial import BrokenZerosError, held, nested, try_out
+from setpoint.optimizer_copy import held, nested
+from setpoint.optimizer_trial import BrokenZerosError, try_out
 
 _HOOKS = (
     "_optimizer_step_pre_hooks",
