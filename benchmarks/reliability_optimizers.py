@@ -117,6 +117,10 @@ def _factory(kind: Any) -> Factory:
             lambda: kind(model, lr=1e-3),
             lambda: kind(model.named_parameters(), lr=1e-3),
             lambda: kind(parameters, num_iterations=STEPS),
+            lambda: kind(parameters, lr=1e-3, momentum=0.9),
+            lambda: kind(parameters, num_data=32),
+            lambda: kind(model, parameters, AdamW, lr=1e-2),
+            lambda: kind(_in_two_groups(parameters)),
         ]
         for attempt in tries:
             try:
@@ -126,6 +130,11 @@ def _factory(kind: Any) -> Factory:
         raise last
 
     return make
+
+
+def _in_two_groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """As optimizers want them that treat matrices in a way of their own."""
+    return [{"params": [p for p in parameters if (p.ndim == 2) == wide], "use_muon": wide} for wide in (True, False)]
 
 
 def _options() -> Iterator[tuple[str, Factory]]:

@@ -136,6 +136,43 @@ class Hidden(Elsewhere):
                 p.data.copy_(s)
 
 
+class Rewound(Elsewhere):
+    """Blends in what the weights were before this step, so that a cut within it is undone; shown to nobody outside."""
+
+    def step(self, closure=None):
+        self.slow = [[p.detach().clone() for p in g["params"]] for g in self.param_groups]
+        super().step(closure)
+
+
+class Averaged(Optimizer):
+    """Mixed steps, and an average of the weights from zero that takes their place in evaluation."""
+
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, {"lr": lr, "evaluating": False})
+
+    @torch.no_grad()
+    def eval(self):
+        for group in (g for g in self.param_groups if not g["evaluating"]):
+            group["evaluating"] = True
+            for p in (p for p in group["params"] if self.state[p]):
+                self.state[p]["weights"] = p.clone()
+                p.copy_(self.state[p]["average"])
+
+    @torch.no_grad()
+    def train(self):
+        for group in (g for g in self.param_groups if g["evaluating"]):
+            group["evaluating"] = False
+            for p in (p for p in group["params"] if self.state[p]):
+                p.copy_(self.state[p].pop("weights"))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad - p.grad.mean(), alpha=group["lr"])
+                self.state[p].setdefault("average", torch.zeros_like(p)).lerp_(p, 0.01)
+
+
 class SecondOrder(Optimizer):
     """Divides by the diagonal of the Hessian, for which it differentiates the gradients."""
 
@@ -201,6 +238,8 @@ OPTIMIZERS = {
     "slow, by name": lambda p: SlowOptimizer(sgd(p)),
     "slow, twice": lambda p: Slow(SlowOptimizer(torch.optim.AdamW(p, lr=0.01)), k=2),
     "elsewhere": lambda p: Elsewhere(sgd(p)),
+    "rewound": lambda p: Rewound(sgd(p)),
+    "averaged": Averaged,
     "second order": SecondOrder,
     "whitened": Whitened,
     "logged": Logged,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 _NEAR = 0.3
 # Where a tensor stands in the state of a parameter: the number of the holder, then keys and indices.
 Path = tuple[Any, ...]
-Kind = Literal["own", "copy", "other"]
+Kind = Literal["own", "copy", "mixed", "other"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Slot:
 
     Attributes:
         kind: `"own"` if what stands at an entry is of that entry alone; `"copy"` if it is the weight itself or follows
-            it (an average, a float32 master); `"other"` for all else: factors, projections, rotated moments.
+            it (an average, a float32 master); `"mixed"` if it depends on other entries too, as rotated moments do;
+            `"other"` for what has no entries: factors, projections, counts.
         blank: what stands there of a weight that is zero and never had a gradient, as the tensor stores it.
         positive: whether what stands there is positive whatever the sign of the gradients, as second moments are.
     """
@@ -51,6 +52,14 @@ class Memory:
     def has_copies(self) -> bool:
         """Whether there may be copies of weights."""
         return not self.complete or any(slot.kind == "copy" for slot in self.slots.values())
+
+    def all_copies(self) -> Memory:
+        """The same, but whatever stands at an entry is reset as often as copies are, and numbers to zero."""
+        slots = dict(self.slots)
+        for key, slot in slots.items():
+            if slot.kind != "other":
+                slots[key] = replace(slot, kind="copy", blank=0.0 if key[-1].is_floating_point else slot.blank)
+        return Memory(slots, self.complete)
 
     def of(self, parameter: Tensor, path: Path, value: Tensor) -> Slot:
         """What a tensor found in the state of a parameter is."""
@@ -178,15 +187,15 @@ def slot_of(value: Tensor, gone: Tensor, beside: Sequence[Tensor], kind: Kind) -
         if kind == "copy":
             fill(value, gone, 0.0)
             return Slot("copy")
-        blank = float(at_zero[0])
-        if not bool((at_zero == at_zero[0]).all()):
-            return Slot("other")
+        blank, alike = float(at_zero[0]), bool((at_zero == at_zero[0]).all())
         if not value.dtype.is_floating_point:
             blank = _code_of_zero(beside, int(blank))
-        fill(value, gone, blank)
+        fill(value, gone, blank if alike else 0.0)
     except (RuntimeError, NotImplementedError, TypeError):
         # A storage that lets nobody in.
         return Slot("other")
+    if not alike:
+        return Slot("mixed" if value.dtype.is_floating_point else "other")
     return Slot("own", blank, value.dtype.is_floating_point and bool((others > 0).all()))
 
 
@@ -202,5 +211,5 @@ def both(one: Slot, other: Slot) -> Slot:
     """What is true of a tensor in the states of two parameters."""
     kinds = {one.kind, other.kind}
     if len(kinds) > 1:
-        return Slot("copy") if "copy" in kinds else Slot("other")
+        return next(Slot(kind) for kind in ("copy", "other", "mixed") if kind in kinds)
     return Slot(one.kind, one.blank, one.positive and other.positive)

@@ -42,7 +42,7 @@ def copy_optimizer(holder: Any, stand_ins: Mapping[Tensor, Tensor], *, carry_sta
         carry_state: copy the state of these parameters as well; otherwise the copy begins with none.
 
     Raises:
-        NotCopiedError: if it holds modules, large tensors, or objects that are not made of plain values.
+        NotCopiedError: if it holds a part of the model, large tensors, or objects that are not made of plain values.
     """
     copies = _Copies(stand_ins, carry_state)
     return copies.of(holder)
@@ -109,7 +109,8 @@ class _Copies:
         return copied
 
     def _object(self, value: Any) -> Any:
-        if isinstance(value, nn.Module) or not hasattr(value, "__dict__"):
+        model = isinstance(value, nn.Module) and any(id(p) in self._memo for p in value.parameters())
+        if model or not hasattr(value, "__dict__"):
             raise NotCopiedError(f"it holds a {type(value).__name__}")
         copied = self._keep(value, object.__new__(type(value)))
         if isinstance(value, Optimizer) or hasattr(value, "param_groups"):

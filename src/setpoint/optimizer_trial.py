@@ -8,8 +8,9 @@ step and every change between `train()` and `eval()`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Trial:
         self.memory = Memory(complete=True)
         self._generator = torch.Generator().manual_seed(0)
         self.gone = [self._entries(w) for w in self.weights]
-        self._steps = self._evaluations = 0
+        self._steps, self._evaluations, self._cut_next = 0, 0, False
         self.site.register_step_pre_hook(lambda *_: self._before())
         self.site.register_step_post_hook(lambda *_: self._after())
         self._switch("train")
@@ -109,7 +110,8 @@ class Trial:
         Raises:
             BrokenZerosError: if they do not.
         """
-        self._freeze("a step")
+        # As in a run, the cut is made within a step: a wrapper may hold what the weights were before.
+        self._cut_next = True
         for step in range(_FROZEN):
             self._step()
             self._look("a step")
@@ -118,7 +120,8 @@ class Trial:
                     self._switch(mode)
                     self._look(f"{mode}()")
         if self._switch("eval"):
-            self._freeze("a cut in evaluation mode")
+            self._cut()
+            self._look("a cut in evaluation mode")
             self._switch("train")
             self._look("train()")
             self._step()
@@ -126,12 +129,12 @@ class Trial:
             self._switch("eval")
             self._look("eval()")
 
-    def _freeze(self, when: str) -> None:
+    def _cut(self) -> None:
+        self._cut_next = False
         self.gone = [gone | self._entries(w) for gone, w in zip(self.gone, self.weights)]
         for weight, gone in zip(self.weights, self.gone):
             weight.masked_fill_(gone, 0.0)
             reset(self.memory, self.holders, weight, gone)
-        self._look(when)
 
     def _look(self, when: str) -> None:
         for weight, gone in zip(self.weights, self.gone):
@@ -192,6 +195,8 @@ class Trial:
 
     def _after(self) -> None:
         self._steps += 1
+        if self._cut_next:
+            self._cut()
         self._hold()
 
     def _hold(self) -> None:
@@ -238,22 +243,32 @@ def try_out(holders: Sequence[Any], site: Optimizer) -> Memory | None:
             if not chosen:
                 return None
             for gradients in WAYS:
-                trial = _trial(holders, site, chosen, gradients, carry)
-                if trial is None:
+                make = partial(_trial, holders, site, chosen, gradients, carry)
+                if (trial := make()) is None:
                     break
                 try:
-                    memory = trial.learn()
-                    trial.check()
-                except BrokenZerosError:
-                    raise
+                    return _lasting(trial, make)
                 except Exception as error:
-                    if _goes_on_without(_trial(holders, site, chosen, gradients, carry, masking=False)):
-                        raise BrokenZerosError(
-                            f"it fails where weights are held at zero: {_first_line(error)}"
-                        ) from error
-                    continue
-                return memory
+                    if isinstance(error, BrokenZerosError):
+                        raise
+                    if _goes_on_without(make(masking=False)):
+                        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                        raise BrokenZerosError(f"it fails where weights are held at zero: {first}") from error
     return None
+
+
+def _lasting(trial: Trial, make: Callable[[], Trial | None]) -> Memory:
+    """What a state is made of. Where masking the copies in it is not enough, all of it is masked at every step."""
+    memory = trial.learn()
+    try:
+        trial.check()
+    except BrokenZerosError:
+        if (another := make()) is None:
+            raise
+        another.learn()
+        memory = another.memory = memory.all_copies()
+        another.check()
+    return memory
 
 
 def _goes_on_without(trial: Trial | None) -> bool:
@@ -265,10 +280,6 @@ def _goes_on_without(trial: Trial | None) -> bool:
     except Exception:  # whatever it is, it is not ours
         return False
     return trial is not None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _trial(

@@ -39,8 +39,8 @@ class Sparsifier:
 
     Args:
         model: any module; wrappers of `torch.compile` and DistributedDataParallel are seen through.
-        optimizer: holds the parameters to be made sparse; wrappers of training frameworks are seen through. Its kind
-            does not matter, except that LBFGS is refused.
+        optimizer: holds the parameters to be made sparse; wrappers are seen through. Its kind does not matter, as long
+            as zeros last under it, which is tried on a copy: see `setpoint.optimizers.checked_optimizer`.
         method: a short name (`"gsp"`, `"magnitude"`) or an instance of a `setpoint.methods.Method`.
         target: `0.9` means that 90 % of the chosen weights go; `setpoint.Target` says anything else. May be left out
             for N:M patterns, which then go everywhere.
