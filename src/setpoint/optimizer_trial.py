@@ -143,9 +143,7 @@ class Trial:
 
     def _switch(self, mode: str) -> bool:
         methods = [method for holder in self.holders if callable(method := getattr(holder, mode, None))]
-        for method in methods:
-            method()
-        return bool(methods)
+        return bool([method() for method in methods])
 
     def _drawn(self, weight: Tensor) -> Tensor:
         return torch.rand(weight.shape, generator=self._generator).to(weight.device)
