@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW
 
-from setpoint.geometry import proximal_geometry, share_second_moment
+from setpoint.geometry import followed_kind, proximal_geometry, share_second_moment
 from setpoint.units import partition
 from setpoint.units.layout import Layout
 
@@ -142,3 +142,26 @@ def test_steps_of_sgd():
     for options, step in [({}, 0.1), ({"momentum": 0.9}, 1.0), ({"momentum": 0.9, "dampening": 0.5}, 0.5)]:
         found = proximal_geometry(SGD([parameter], lr=0.1, **options), parameter, units)
         assert found == (pytest.approx(step), None)
+
+
+class OwnStep(AdamW):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class OwnOptions(AdamW):
+    def __init__(self, params):
+        super().__init__(params, lr=0.02, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_subclass_is_followed_unless_its_step_is_its_own(used):
+    parameter = torch.nn.Parameter(START.clone())
+    if used:
+        AdamW([parameter])  # torch puts its hooks around a step as soon as its class is used
+    assert followed_kind(OwnOptions([parameter])) is not None
+    assert followed_kind(OwnStep([parameter])) is None
+    assert followed_kind(torch.optim.NAdam([parameter])) is None
+    units = partition("row", Layout.of(None, parameter))
+    with pytest.raises(ValueError, match="optimizer OwnStep takes steps of unknown geometry; possible: SGD, Adam"):
+        proximal_geometry(OwnStep([parameter]), parameter, units)

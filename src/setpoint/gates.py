@@ -55,9 +55,10 @@ class UnitGates(Overlay):
 
     def put(self, sample: Tensor, test: Tensor, device: torch.device) -> None:
         """Set them, beside the parameter wherever that has gone."""
-        self.sample, self.test = self.sample.to(device), self.test.to(device)
-        self.sample.copy_(sample.reshape(self.units.counts))
-        self.test.copy_(test.reshape(self.units.counts))
+        # New tensors: the graph of the last pass may be differentiated once more, and holds the old ones.
+        self.sample, self.test = (
+            gates.reshape(self.units.counts).to(device, self.sample.dtype, copy=True) for gates in (sample, test)
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ NeurIPS 2021: step with the momentum of the smooth gradient alone, then take the
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -16,6 +17,13 @@ from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer, Partition
 
 FOLLOWED = (SGD, Adam, AdamW)
+
+
+def followed_kind(optimizer: Optimizer) -> type[Optimizer] | None:
+    """The optimizer that can be followed whose steps this one takes; None for a subclass with a step of its own."""
+    step = inspect.unwrap(type(optimizer).step)
+    kinds = (kind for kind in FOLLOWED if isinstance(optimizer, kind))
+    return next((kind for kind in kinds if inspect.unwrap(kind.step) is step), None)
 
 
 @torch.no_grad()
@@ -35,16 +43,17 @@ def proximal_geometry(optimizer: Optimizer, parameter: Tensor, partition: Partit
         ValueError: for an optimizer of another kind.
     """
     group = _group(optimizer, parameter)
-    if isinstance(optimizer, SGD):
+    kind = followed_kind(optimizer)
+    if kind is SGD:
         momentum, dampening = float(group["momentum"]), float(group["dampening"])
         return float(group["lr"]) * (1.0 - dampening if momentum else 1.0) / (1.0 - momentum), None
-    if isinstance(optimizer, Adam | AdamW):
+    if kind is not None:
         state = optimizer.state.get(parameter)
         if not state:
             return 0.0, None
         moment = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
         return float(group["lr"]), _denominator(_means(moment, parameter, partition), state, group)
-    names = ", ".join(kind.__name__ for kind in FOLLOWED)
+    names = ", ".join(known.__name__ for known in FOLLOWED)
     raise ValueError(f"optimizer {type(optimizer).__name__} takes steps of unknown geometry; possible: {names}")
 
 

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from setpoint.optimizer_set import OptimizerSet
+from setpoint.optimizers import checked_optimizer, register_step_hooks
 from setpoint.reading import count
 
 NonFinite = Literal["skip", "raise", "unchecked"]
@@ -32,7 +33,7 @@ class StepHooks:
     gradients.
 
     Args:
-        optimizers: those that `checked_optimizer` has let through.
+        optimizers: those that `setpoint.optimizers.checked_optimizer` has let through.
         begin: called before the first optimizer's step of each step of the run that will be taken, its gradients being
             ready.
         before: called before each optimizer's step that will be taken.
@@ -68,10 +69,7 @@ class StepHooks:
         self._done: set[int] = set()
         self._handles: list[RemovableHandle] = []
         for optimizer in optimizers:
-            self._handles += [
-                optimizer.register_step_pre_hook(self._before_step),
-                optimizer.register_step_post_hook(self._after_step),
-            ]
+            self._handles += register_step_hooks(optimizer, self._before_step, self._after_step)
 
     def remove(self) -> None:
         """Take everything off the optimizers."""
@@ -169,25 +167,6 @@ def checked_optimizers(given: Optimizer | Sequence[Optimizer]) -> OptimizerSet:
     """
     several: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
     return OptimizerSet([checked_optimizer(optimizer) for optimizer in several])
-
-
-def checked_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that takes the steps, inside the wrappers of training frameworks.
-
-    Raises:
-        TypeError: for what is no optimizer.
-        ValueError: for one that moves the weights many times within one step.
-    """
-    while isinstance(inner := getattr(optimizer, "optimizer", getattr(optimizer, "_optimizer", None)), Optimizer):
-        optimizer = inner
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
-    if isinstance(optimizer, LBFGS):
-        raise ValueError(
-            "optimizer LBFGS evaluates its closure many times within one step, moving weights that were removed in "
-            "between; possible: SGD, Adam, AdamW and other optimizers that move the weights once a step"
-        )
-    return optimizer
 
 
 def _finite(gradients: list[Tensor]) -> bool:

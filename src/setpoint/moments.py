@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# By these names the optimizers of torch hold an average of squared gradients, whose root divides the step.
-SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+from setpoint.entry_state import Memory, decoded, fill, graph_kept, mask_gradient, reset, state_tensors
+
+__all__ = ["clear_state", "graph_kept", "mask_copies", "mask_gradient", "remember", "warm_second_moment"]
+
+# What the optimizers in use were found to remember, they and the wrappers around them, which may hold a part of it.
+_KNOWN: WeakKeyDictionary[Optimizer, list[tuple[Memory, list[weakref.ref[Any]]]]] = WeakKeyDictionary()
+
+
+def remember(optimizer: Optimizer, found: Sequence[tuple[Memory, Sequence[Any]]]) -> None:
+    """Note what the state of an optimizer is made of, and which wrappers and optimizers hold it."""
+    _KNOWN[optimizer] = [(memory, [weakref.ref(holder) for holder in holders]) for memory, holders in found]
 
 
 def clear_state(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:
-    """Forget the momentum of what is gone: it would only be carried along."""
-    for _, value in _by_entry(optimizer, parameter):
-        value.masked_fill_(gone.to(value.device), 0)
+    """Have an optimizer remember of some entries what it does of weights of zero that never had a gradient."""
+    for memory, holders in _known(optimizer):
+        reset(memory, holders, parameter, gone)
 
 
+def mask_copies(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:
+    """Zero what is gone in the copies of a parameter that an optimizer keeps: averages, slow weights, masters.
+
+    They would bring it back. To be called whenever the parameter itself is masked.
+    """
+    for memory, holders in _known(optimizer):
+        if memory.has_copies:
+            reset(memory, holders, parameter, gone, copies_only=True)
+
+
+@torch.no_grad()
 def warm_second_moment(optimizer: Optimizer, parameter: Tensor, new: Tensor, old: Tensor) -> None:
     """Give new entries the mean second moment of the old ones, of those that have one at all.
 
@@ -25,14 +48,14 @@ def warm_second_moment(optimizer: Optimizer, parameter: Tensor, new: Tensor, old
     run nothing is corrected any more: an entry whose moments begin at zero then moves by
     `lr (1 - beta1) / sqrt(1 - beta2)` in its first step, 3.16 times the learning rate, whatever its gradient.
     """
-    for name, value in _by_entry(optimizer, parameter):
-        if name in SECOND_MOMENTS:
-            seen = value[old.to(value.device) & (value > 0)]
-            mean = seen.mean(dtype=torch.float64) if seen.numel() else torch.zeros((), device=value.device)
-            value.masked_fill_(new.to(value.device), mean.to(value.dtype))
+    for memory, holders in _known(optimizer):
+        for path, value in state_tensors(holders, parameter):
+            if memory.of(parameter, path, value).positive:
+                numbers = decoded(value).reshape(parameter.shape)
+                seen = numbers[old.to(value.device) & (numbers > 0)]
+                fill(value, new, float(seen.mean(dtype=torch.float64)) if seen.numel() else 0.0)
 
 
-def _by_entry(optimizer: Optimizer, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for name, value in optimizer.state.get(parameter, {}).items():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            yield name, value
+def _known(optimizer: Optimizer) -> list[tuple[Memory, list[Any]]]:
+    found = _KNOWN.get(optimizer, [(Memory(), [weakref.ref(optimizer)])])
+    return [(memory, [reference() for reference in references]) for memory, references in found]

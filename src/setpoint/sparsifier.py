@@ -17,8 +17,8 @@ from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizers
 from setpoint.inspection import APPLY, Inspection, find_parameters, inspect, listed, zero
 from setpoint.methods import Method, Units, make_method
+from setpoint.moments import graph_kept
 from setpoint.norms import NormStatistics
-from setpoint.optimizer_set import OptimizerSet
 from setpoint.reading import count
 from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report, in_words
 from setpoint.run_state import RunCarrier, differing, steps_of, warn_of_missing_state
@@ -44,8 +44,8 @@ class Sparsifier:
 
     Args:
         model: any module; wrappers of `torch.compile` and DistributedDataParallel are seen through.
-        optimizer: holds the parameters to be made sparse; wrappers of training frameworks are seen through. Its kind
-            does not matter, except that LBFGS is refused.
+        optimizer: holds the parameters to be made sparse; wrappers are seen through. Its kind does not matter, as long
+            as zeros last under it, which is tried on a copy: see `setpoint.optimizers.checked_optimizer`.
         method: a short name (`"gsp"`, `"magnitude"`) or an instance of a `setpoint.methods.Method`.
         target: `0.9` means that 90 % of the chosen weights go; `setpoint.Target` says anything else. May be left out
             for N:M patterns, which then go everywhere.
@@ -195,7 +195,7 @@ class Sparsifier:
             return CopiedRun()
         copied = object.__new__(type(self))
         memo[id(self)] = copied
-        copied._optimizers = OptimizerSet([copy.deepcopy(optimizer, memo) for optimizer in self._optimizers])
+        copied._optimizers = checked_optimizers([copy.deepcopy(optimizer, memo) for optimizer in self._optimizers])
         copied.model = copy.deepcopy(self.model, memo)
         # A copy of a gated model alone has the gates in its weights.
         for parameter, own in zip(copied.model.parameters(), self.model.parameters()):
@@ -508,7 +508,8 @@ class Sparsifier:
             if self._moves_next:
                 if self._felt is None:
                     self._feel()
-                self._update()
+                with graph_kept(self._support.parameters.values()):
+                    self._update()
                 self._felt = None
 
     @torch.no_grad()
@@ -599,6 +600,8 @@ class Sparsifier:
     def _hold(self) -> None:
         """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors."""
         self._support.hold()
+        if self.method.always_sparse or self._frozen:
+            self._support.mask_copies(self._optimizers)
         if self._frozen and self.method.settles(self.target):
             for units in self._all_units(last=True):
                 for layer, factors in zip(units.layers, self.method.settle(units)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from setpoint.functional.bits import pack_bits, unpack_bits
-from setpoint.moments import clear_state
+from setpoint.moments import clear_state, mask_copies, mask_gradient
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer
 
@@ -61,9 +61,7 @@ class Support:
     def mask_gradients(self) -> None:
         """Zero the gradients of what is pruned."""
         for name, pruned in self.pruned.items():
-            gradient = self.parameters[name].grad
-            if gradient is not None:
-                gradient.masked_fill_(pruned, 0.0)
+            mask_gradient(self.parameters[name], pruned)
 
     def remember_dense(self) -> None:
         """Note the parameters as they are before a first support is drawn."""
@@ -91,6 +89,11 @@ class Support:
         """Zero what the optimizers remember of what is pruned."""
         for name, pruned in self.pruned.items():
             clear_state(optimizers.of(self.parameters[name]), self.parameters[name], pruned)
+
+    def mask_copies(self, optimizers: OptimizerSet) -> None:
+        """Zero what is pruned in the copies of parameters that the optimizers keep."""
+        for name, pruned in self.pruned.items():
+            mask_copies(optimizers.of(self.parameters[name]), self.parameters[name], pruned)
 
     def state_dict(self) -> dict[str, Any]:
         """A bit an entry, and a bit a unit."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from setpoint.moments import clear_state, warm_second_moment
+from setpoint.moments import clear_state, mask_gradient, warm_second_moment
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer, Part
 
@@ -43,8 +43,7 @@ def plant(
         part.parameter.masked_fill_(new, 0.0)
         if (random or crosses) and not part.reads:
             _draw(part.parameter, new, old, generator)
-        if part.parameter.grad is not None:
-            part.parameter.grad.masked_fill_(new, 0.0)
+        mask_gradient(part.parameter, new)
         optimizer = optimizers.of(part.parameter)
         clear_state(optimizer, part.parameter, new)
         if warm:

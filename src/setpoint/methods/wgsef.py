@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from setpoint.budget import Target
 from setpoint.functional import prox_group_envelope
-from setpoint.geometry import FOLLOWED, share_second_moment
+from setpoint.geometry import FOLLOWED, followed_kind, share_second_moment
 from setpoint.methods.base import Method, Units, check_weights
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer, Partition
@@ -143,7 +143,7 @@ class GroupSparseEnvelope(Method):
 
 
 def _check_followed(optimizer: Optimizer, layer: Layer) -> None:
-    if not isinstance(optimizer, FOLLOWED):
+    if followed_kind(optimizer) is None:
         names = ", ".join(kind.__name__ for kind in FOLLOWED)
         raise ValueError(
             f"wgsef with debias=False cannot follow the steps of {type(optimizer).__name__}; possible: {names}, "
