@@ -11,6 +11,7 @@ from torch import nn
 
 import setpoint
 from setpoint.gates import Gates
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer, Layout, Part, partition, select
 
 from nets import build, mlp, train
@@ -100,7 +101,7 @@ def test_slopes_are_the_losss_derivative_by_the_gates(case):
         lambda x: torch.func.functional_call(twin, {"0.weight": weight * factors, "0.bias": bias}, x), inputs
     )
     (want,) = torch.autograd.grad(loss, by_hand)
-    assert torch.allclose(gates.slopes(0, optimizer), want, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(gates.slopes(0, OptimizerSet([optimizer])), want, rtol=1e-4, atol=1e-5)
     assert float(want.abs().max()) > 0.1
 
 
@@ -117,7 +118,7 @@ def test_slopes_behind_a_norm_are_the_losss_derivative_by_what_multiplies_its_ou
     z = torch.tensor([0.2, 0.4, 0.9, 0.5])
     gates.put(0, z, torch.ones(4))
     loss_of(model, inputs).backward()
-    found = gates.slopes(0, optimizer)
+    found = gates.slopes(0, OptimizerSet([optimizer]))
     gates.detach()
     by_hand = z.clone().requires_grad_()
     (want,) = torch.autograd.grad(loss_of(lambda x: model(x) * by_hand[:, None, None], inputs), by_hand)
@@ -128,10 +129,10 @@ def test_gates_that_are_shut_have_no_slope_and_missing_gradients_are_none():
     torch.manual_seed(0)
     model = mlp()
     gates, optimizer, (z, *_) = gated(model, "row")
-    assert bool((gates.slopes(0, optimizer) == 0).all())
+    assert bool((gates.slopes(0, OptimizerSet([optimizer])) == 0).all())
     gates.put(0, torch.where(torch.arange(18) < 9, 0.0, z.flatten()), z)
     loss_of(model, torch.randn(4, 20)).backward()
-    slopes = gates.slopes(0, optimizer)
+    slopes = gates.slopes(0, OptimizerSet([optimizer]))
     assert bool((slopes[:9] == 0).all())
     assert bool((slopes[9:] != 0).any())
     assert bool(torch.isfinite(slopes).all())
@@ -153,7 +154,7 @@ def test_training_feels_the_samples_and_evaluation_the_tests_gates():
     assert torch.equal(gates.samples(0), test)
     by_hand = test.clone().requires_grad_()
     (want,) = torch.autograd.grad(loss_of(lambda x: plain * by_hand, inputs), by_hand)
-    assert torch.allclose(gates.slopes(0, optimizer)[1:], want[1:], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(gates.slopes(0, OptimizerSet([optimizer]))[1:], want[1:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("net", "unit"), [("mlp", "weight"), ("convnet", "filter"), ("convnet", "kernel")])
@@ -559,7 +560,7 @@ def test_whatever_reads_a_parameter_as_an_attribute_is_gated(kind, training):
     with torch.no_grad():
         without_gradients = loss(model(inputs))
     loss(model(inputs)).backward()
-    found = gates.slopes(0, torch.optim.SGD([parameter], lr=0.1))
+    found = gates.slopes(0, OptimizerSet([torch.optim.SGD([parameter], lr=0.1)]))
     # Torch itself copies neither of these in this state.
     copied = None if kind in ("parametrized", "weight norm") else copy.deepcopy(model.eval())
     tested = loss(model.eval()(inputs)).detach()
@@ -660,11 +661,11 @@ def test_slopes_are_finite_whatever_the_gradients_are(dtype):
     model = mlp().to(dtype)
     gates, optimizer, _ = gated(model, "row")
     loss_of(model, torch.randn(4, 20, dtype=dtype)).backward()
-    want, parameter = gates.slopes(0, optimizer), gates._layers[0].parts[0].parameter
+    want, parameter = gates.slopes(0, OptimizerSet([optimizer])), gates._layers[0].parts[0].parameter
     kept = torch.arange(18) != 3
     for bad in (torch.nan, torch.inf, -torch.inf, torch.finfo(dtype).max):
         parameter.grad[3] = bad
-        slopes = gates.slopes(0, optimizer)
+        slopes = gates.slopes(0, OptimizerSet([optimizer]))
         assert bool(torch.isfinite(slopes).all())
         assert torch.equal(slopes[kept], want[kept])
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import setpoint
 from setpoint.budget import SeparateCosts, Target, allocate, count_flops
 from setpoint.geometry import layer_geometry
+from setpoint.optimizer_set import OptimizerSet
 from setpoint.recipes.models import build_model
 from setpoint.units import Layer, Layout, Member, Part
 from setpoint.wiring import BRANCHES, derive
@@ -203,7 +204,7 @@ def test_the_convex_envelope():
 def test_the_metric_of_a_branch_is_that_of_its_last_map():
     model, opt, batch, sparsifier = sparsify("gpt", "magnitude", "adamw", target=Target(units=3))
     train(model, opt, batch, 2)
-    step, metric = layer_geometry(opt, sparsifier._layers[0])
+    step, metric = layer_geometry(OptimizerSet([opt]), sparsifier._layers[0])
     assert step == 1e-2
     for i, branch in enumerate(sparsifier.wiring.branches):
         weight = model.get_parameter(branch.last[0])
@@ -212,7 +213,7 @@ def test_the_metric_of_a_branch_is_that_of_its_last_map():
         assert metric[i] == pytest.approx((float(second.sqrt()) + 1e-8) * 12, rel=1e-4)
     sparsifier.remove()
     model, opt, batch, sparsifier = sparsify("gpt", "magnitude", "sgd", target=Target(units=3))
-    step, metric = layer_geometry(opt, sparsifier._layers[0])
+    step, metric = layer_geometry(OptimizerSet([opt]), sparsifier._layers[0])
     assert step == pytest.approx(0.05 / 0.1)
     assert torch.allclose(metric, torch.full((6,), 12.0))
 
@@ -292,7 +293,7 @@ def test_slopes_of_gates_are_derivatives_of_the_loss():
 
     opt.zero_grad()
     loss(values).backward()
-    slopes = gates.slopes(0, opt)
+    slopes = gates.slopes(0, OptimizerSet([opt]))
     for i in range(5):
         step = torch.zeros(6).index_fill_(0, torch.tensor([i]), 1e-2)
         with torch.no_grad():

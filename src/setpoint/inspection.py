@@ -109,11 +109,14 @@ def _by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 def _present(model: nn.Module, layers: Sequence[Layer]) -> tuple[dict[str, nn.Parameter], _Words, _Words]:
     """The tensors to count in by name; which of the run's are not in the model, and which are others now."""
     there = _by_name(model)
+    held = {id(parameter) for parameter in there.values()}
     now: dict[str, nn.Parameter] = {}
     lost: dict[str, str] = {}
     replaced: dict[str, str] = {}
     for part in (part for layer in layers for part in layer.parts):
-        own, found = part.parameter, there.get(part.name)
+        own = part.parameter
+        # A module may have moved to another place in the model, with its parameters.
+        found = own if id(own) in held else there.get(part.name)
         if found is not None and found.shape == own.shape:
             now[part.name] = found
             if found is not own:
