@@ -60,6 +60,7 @@ class ConstrainedL0(Method):
     gated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.lr is not None and not 0.0 < self.lr < math.inf:
             raise ValueError(f"l0 lr={self.lr} must be a number above 0")
         if not 0.5 < self.opening < 1.0:

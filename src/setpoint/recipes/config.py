@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from setpoint.budget import Cost, Schedule, Target
@@ -162,12 +162,14 @@ class TrainConfig:
         """What is asked for; None for all that an N:M pattern, a scope of globs or a transformation gives."""
         if self.sparsity is None and self.budget is None and self.hoyer is None:
             return None
-        target = Target(sparsity=self.sparsity, cost=self.cost, hoyer=self.hoyer, multiple_of=self.multiple_of)
-        if self.budget is None:
-            return target
-        whole = self.cost != "latency_ms" and self.budget >= 1
-        asked: dict[str, Any] = {self.cost: int(self.budget) if whole else self.budget}
-        return replace(target, **asked)
+        asked: dict[str, Any] = {"sparsity": self.sparsity, "hoyer": self.hoyer, "multiple_of": self.multiple_of}
+        if self.budget is not None:
+            asked[self.cost] = self._amount(self.budget)
+        return Target(cost=self.cost, **asked)
+
+    def _amount(self, budget: float) -> int | float:
+        """A budget as a target takes it: 4e7 is an amount, though YAML has it as a float."""
+        return int(budget) if self.cost != "latency_ms" and float(budget).is_integer() else budget
 
     @property
     def phases(self) -> Schedule:
