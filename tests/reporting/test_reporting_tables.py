@@ -32,7 +32,8 @@ def make_run(
     config |= {"hoyer": None, "unit": "weight", "scope": "global", "cost": "params", "seed": seed, "epochs": 9}
     config |= {"context": 128}
     report = {"unit": "weight", "scope": "global", "cost": "params", "requested": sparsity or 1.0, "hoyer": None}
-    report |= {"achieved": 1 - kept / 1000, "sparsity": 1 - kept / 1000, "exact": True}
+    report |= {"attainable": 1 - kept / 1000, "achieved": 1 - kept / 1000, "sparsity": 1 - kept / 1000, "exact": True}
+    report |= {"params": 2000, "params_kept": 2 * kept}
     return {
         "config": config,
         "data": "digits",
@@ -113,7 +114,7 @@ def test_seeds_are_taken_together_and_methods_kept_apart() -> None:
     runs = [make_run(seed=seed, test=0.9 + 0.02 * seed) for seed in range(3)]
     runs += [make_run("magnitude", seed=1), make_run(sparsity=0.8, dense=None)]
     groups = group_runs(runs)
-    assert [(g.label, g.requested, g.runs) for g in groups] == [
+    assert [(g.label, g.asked, g.runs) for g in groups] == [
         ("gsp", "80 %", 1),
         ("gsp", "90 %", 3),
         ("magnitude", "90 %", 1),
