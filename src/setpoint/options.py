@@ -99,7 +99,10 @@ def _read(name: str, value: Any, kinds: set[type]) -> Any:
     found = number(name, value)
     if float not in kinds and not isinstance(found, int):
         raise ValueError(f"{name}={value!r} must be a whole number (an int)")
-    return found
+    try:
+        return found if int in kinds else float(found)
+    except OverflowError:
+        raise ValueError(f"{name}={value!r} is too large a number") from None
 
 
 def _kinds(owner: type) -> dict[str, set[type]]:
