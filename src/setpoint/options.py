@@ -100,7 +100,8 @@ def _read(name: str, value: Any, kinds: set[type]) -> Any:
     if float not in kinds and not isinstance(found, int):
         raise ValueError(f"{name}={value!r} must be a whole number (an int)")
     try:
-        return found if int in kinds else float(found)
+        # Not every function takes ints of any size.
+        return found if int in kinds or abs(found) < 2**53 else float(found)
     except OverflowError:
         raise ValueError(f"{name}={value!r} is too large a number") from None
 

@@ -76,7 +76,7 @@ def join(shares: Sequence[Share], kept: float, requested: float, *, within: bool
     least = sum(s.least for s in shares)
     unit = common_cost([s.costs for s in shares])
     if unit is not None:
-        floor = sum(s.floor for s in shares if s.dearest > 0.0)
+        floor = sum(s.floor for s in shares)
         found = achievable(kept, total=total, fixed=fixed, unit=unit, floor=floor, within=within)
     else:
         found = kept if least <= kept * (1 + 1e-12) else None
@@ -87,9 +87,9 @@ def join(shares: Sequence[Share], kept: float, requested: float, *, within: bool
 
 
 def common_cost(costs: Sequence[Tensor]) -> float | None:
-    """What every unit costs, where all cost the same; those that cost nothing always stay, and count for nothing."""
-    found = {value for cost in costs for value in torch.unique(cost).tolist()} - {0.0}
-    return found.pop() if len(found) == 1 else None
+    """What every unit costs, where all cost the same."""
+    found = {value for cost in costs for value in torch.unique(cost).tolist()}
+    return found.pop() if len(found) == 1 and 0.0 not in found else None
 
 
 def _impossible(shares: Sequence[Share], kept: float, total: float, least: float) -> ValueError:

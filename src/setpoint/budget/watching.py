@@ -69,9 +69,9 @@ class FlopCount(OperatorWatch):
         """Add an operator's operations."""
         if flops is None:
             return
-        # What is multiplied with, not the bias that is added.
-        factors = sorted(((i.numel(), storage(i)) for i in inputs), reverse=True)
-        name = next((self._names[s] for _, s in factors if s in self._names), None)
+        # What is multiplied with, not the bias that is added, which is as large where a layer has one input.
+        factors = sorted(inputs, key=lambda i: (i.ndim > 1, i.numel()), reverse=True)
+        name = next((self._names[s] for s in map(storage, factors) if s in self._names), None)
         if name is None:
             self.rest += flops
         else:

@@ -201,7 +201,7 @@ class TrainConfig:
             raise ValueError(f"method {self.method!r} was given the options {asked}; possible are: {possible}")
         try:
             return make_method(self.method, **options)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"method {self.method!r} was given the options {asked}: {error}") from error
 
 
