@@ -20,7 +20,13 @@ def attempt(net="mlp", **options):
     [
         ({"target": 0.0}, ["sparsity=0.0", "between 0 and 1"]),
         ({"target": 1.0}, ["sparsity=1.0", "between 0 and 1"]),
-        ({"target": 90}, ["sparsity=90", "between 0 and 1"]),
+        ({"target": 90}, ["sparsity=90", "between 0 and 1", "did you mean 0.9?"]),
+        ({"target": 1}, ["sparsity=1", "between 0 and 1"]),
+        ({"target": True}, ["target=True", "a bool was given", "0.9"]),
+        ({"target": "90%"}, ["target='90%'", "must be a number, such as 0.9"]),
+        ({"target": setpoint.Target(params=2_000_000)}, ["params=2,000,000", "only 776"]),
+        ({"target": setpoint.Target(units=777)}, ["units=777", "only 776"]),
+        ({"target": setpoint.Target(bytes=3105)}, ["bytes=3,105", "only 3,104"]),
         ({"target": float("nan")}, ["sparsity=nan"]),
         ({"target": None}, ["no target", "target=0.9"]),
         ({"target": 0.5, "unit": "3:4"}, ["a sparsity of 0.5", "at most 0.23", "N:M"]),
@@ -37,13 +43,36 @@ def attempt(net="mlp", **options):
         ({"scope": "layerwise"}, ["'layerwise'", "global, uniform, erk"]),
         ({"scope": {"conv*": 0.5}}, ["'conv*'", "0.weight"]),
         ({"scope": {"0.*": 1.5}}, ["sparsity=1.5"]),
+        ({"scope": "globall"}, ["'globall'", "did you mean 'global'?"]),
+        ({"scope": {"0.weigth": 0.5}}, ["'0.weigth'", "did you mean '0.weight'?"]),
+        ({"scope": {3: 0.5}}, ["scope=", "3 is no glob"]),
+        ({"scope": {"0.*": "x"}}, ["scope glob '0.*'", "sparsity='x'", "such as 0.9"]),
+        ({"scope": {}}, ["scope={}", "global, uniform, erk"]),
+        ({"scope": None}, ["scope=None", "global, uniform, erk"]),
+        ({"scope": 3}, ["scope=3", "global, uniform, erk"]),
         ({"steps": 0}, ["steps=0"]),
         ({"steps": 1, "schedule": setpoint.Schedule(end=0.4)}, ["steps=1", "too few"]),
         ({"steps": 10.5}, ["steps=10.5"]),
+        ({"steps": 10.0}, ["steps=10.0", "an int"]),
+        ({"steps": True}, ["steps=True", "an int"]),
+        ({"schedule": setpoint.Schedule(begin=0.9, end=0.5)}, ["begin=0.9 must come before end=0.5"]),
+        ({"schedule": setpoint.Schedule(begin=15, end=0.5)}, ["steps=20", "begin=15", "end=0.5"]),
+        ({"schedule": "lineer"}, ["'lineer'", "cubic, linear", "did you mean 'linear'?"]),
+        ({"schedule": 3}, ["schedule=3", "setpoint.Schedule", "cubic, linear"]),
         ({"steps": 20, "schedule": setpoint.Schedule(begin=15, end=10)}, ["15", "10"]),
         ({"steps": 20, "schedule": setpoint.Schedule(end=30)}, ["30"]),
         ({"method": "magic"}, ["'magic'", "magnitude, gsp"]),
+        ({"method": "magnitud"}, ["'magnitud'", "did you mean 'magnitude'?"]),
+        ({"method": DeepHoyer}, ["DeepHoyer is a class", "DeepHoyer()"]),
+        ({"method": 3}, ["method=3", "magnitude, gsp"]),
         ({"floor": -1}, ["floor=-1"]),
+        ({"floor": 1.5}, ["floor=1.5", "an int"]),
+        ({"floor": True}, ["floor=True", "an int"]),
+        ({"floor": 0, "unit": "neuron", "example_inputs": torch.zeros(1, 20)}, ["floor=0", "floor=1 or more"]),
+        (
+            {"floor": 0, "unit": "neuron", "target": setpoint.Target(units=0.5), "example_inputs": torch.zeros(1, 20)},
+            ["floor=0", "floor=1 or more"],
+        ),
         ({"target": 0.99, "unit": "row"}, ["0.99", "at most"]),
         ({"target": 0.9, "unit": "row", "floor": 4}, ["at most", "floor of 4"]),
         ({"nonfinite": "ignore"}, ["'ignore'"]),
@@ -63,6 +92,9 @@ def attempt(net="mlp", **options):
         ({"method": GroupedSparseProjection(vectors="tube")}, ["'tube'"]),
         ({"method": GroupedSparseProjection(weights={"9.weight": torch.ones(1)})}, ["'9.weight'", "0.weight"]),
         ({"method": GroupedSparseProjection(weights={"0.weight": -torch.ones(1)})}, ["'0.weight'", "not negative"]),
+        ({"method": GroupedSparseProjection(weights={"0.weight": torch.ones(7)})}, ["'0.weight'", "shape (7,)"]),
+        ({"method": GroupedSparseProjection(weights={"0.weight": [1.0]})}, ["'0.weight'", "a tensor"]),
+        ({"method": GroupedSparseProjection(weights=3)}, ["weights=3", "mapping"]),
     ],
 )
 def test_refused_with_words(options, words):
@@ -79,6 +111,19 @@ def test_refused_with_words(options, words):
         (lambda: setpoint.Target(sparsity=0.5, cost="flop"), ["'flop'", "units, params"]),
         (lambda: setpoint.Target(params=0), ["params=0"]),
         (lambda: setpoint.Target(units=1.5), ["units=1.5"]),
+        (lambda: setpoint.Target(), ["sparsity, units, params", "Target(sparsity=0.9)"]),
+        (lambda: setpoint.Target(cost="flops"), ["none of sparsity", "hoyer was given"]),
+        (lambda: setpoint.Target(units=20.0), ["units=20.0", "did you mean 20?"]),
+        (lambda: setpoint.Target(units=3, cost="flops"), ["cost='flops'", "units was given"]),
+        (lambda: setpoint.Target(0.5, cost="flop"), ["did you mean 'flops'?"]),
+        (lambda: setpoint.Target(0.5, multiple_of=True), ["multiple_of=True"]),
+        (lambda: setpoint.Target(latency_ms=5, device=3), ["device=3"]),
+        (lambda: setpoint.Schedule(interval=1.5), ["interval=1.5"]),
+        (lambda: setpoint.Schedule(interval=True), ["interval=True"]),
+        (lambda: setpoint.Schedule(begin=True), ["begin=True"]),
+        (lambda: setpoint.Schedule(end=True), ["end=True"]),
+        (lambda: setpoint.Schedule(begin=float("nan")), ["begin=nan"]),
+        (lambda: setpoint.Schedule("cubik"), ["'cubik'", "did you mean 'cubic'?"]),
         (lambda: setpoint.Schedule("quartic"), ["'quartic'", "cubic"]),
         (lambda: setpoint.Schedule(begin=-1), ["begin=-1"]),
         (lambda: setpoint.Schedule(end=1.5), ["end=1.5"]),
@@ -97,7 +142,7 @@ OUT_OF_RANGE = [
     *[(DeepHoyer, "tolerance", bad, "between 0 and 1") for bad in (0.0, 1.0, -0.1, 5, NAN)],
     *[(DeepHoyer, "start", bad, "must lie in [") for bad in (0.0, -1.0, 1e6, INF, NAN)],
     *[(DeepHoyer, field, bad, "at least 0") for field in ("proportional", "integral") for bad in (-1.0, INF, NAN)],
-    *[(ConstrainedL0, "lr", bad, "above 0") for bad in (0.0, -0.1, INF, NAN)],
+    *[(ConstrainedL0, "lr", bad, "above 0") for bad in (0.0, -0.1, 11.0, INF, NAN)],
     *[(ConstrainedL0, "opening", bad, "between 0.5 and 1") for bad in (0.5, 0.0, 1.0, 95, NAN)],
     *[(ConstrainedL0, "proportional", bad, "at least 0") for bad in (-1.0, INF, NAN)],
     *[(ConstrainedL0, "integral", bad, "above 0") for bad in (0.0, -1.0, INF, NAN)],
@@ -150,6 +195,15 @@ def test_optimizers_that_move_many_times_a_step_and_what_is_none():
         setpoint.Sparsifier(model, torch.optim.LBFGS(model.parameters()), target=0.5, steps=20)
     with pytest.raises(TypeError, match="not str"):
         setpoint.Sparsifier(model, "adam", target=0.5, steps=20)
+
+
+def test_a_method_that_sees_gradients_must_be_sparse_throughout():
+    class Seer(setpoint.methods.Magnitude):
+        name = "seer"
+        sees_gradients = True
+
+    with pytest.raises(ValueError, match=r"'seer'.*sees_gradients.*always_sparse = True"):
+        attempt(method=Seer())
 
 
 def test_a_refusal_leaves_no_trace():

@@ -1,4 +1,4 @@
-"""What a run reached: requested against achieved, layer by layer."""
+"""What a run reached: what was asked, what is attainable in whole units and what is achieved, layer by layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from setpoint.budget import Budget, Cost, Phase, Scope, Target
 from setpoint.reading import count
-from setpoint.units import Layer, skipped_in_words
+from setpoint.report_text import in_text
+from setpoint.units import Layer
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,11 @@ class LayerReport:
         name: of the parameter, or of the group of units that cross layers.
         tensor: name of its parameter, of a group the first.
         shape: of that parameter.
-        units: how many units it has.
-        units_kept: how many are left.
-        params: how many entries its units have, those that they share with other groups' units included.
-        params_kept: how many are not zero.
+        units: how many units it has; of an N:M pattern its groups of M weights.
+        units_kept: how many are left; of an N:M pattern the groups that are not pruned to N weights.
+        params: how many entries its units have, those that they share with other groups' units included: added up over
+            groups, these count twice. `Report.params` counts each once.
+        params_kept: how many of them are not zero.
         requested: fraction of its cost asked to go, where the layer has a budget of its own.
         gone: names of the units that are not left, where units have names.
     """
@@ -65,7 +67,9 @@ class BudgetReport:
         total: cost of everything.
         budget: cost that may stay, after rounding to what is achievable.
         kept: cost that stays.
-        requested: fraction asked to go.
+        requested: fraction asked to go, as it was given.
+        attainable: fraction that goes where what stays costs `budget`: what was asked for, rounded to whole units where
+            all cost the same.
         cheapest_gone: cost of the cheapest unit that went (or step of width, where widths are rounded); None if all
             stay.
     """
@@ -75,6 +79,7 @@ class BudgetReport:
     budget: float
     kept: float
     requested: float
+    attainable: float
     cheapest_gone: float | None
 
     @classmethod
@@ -82,12 +87,13 @@ class BudgetReport:
         """Add up what is left; `kept` says for all layers which units are."""
         stays = [kept[i].cpu() for i in budget.layers]
         names = tuple(layers[i].name for i in budget.layers)
-        return cls(names, budget.total, budget.kept, budget.spent(stays), budget.requested, budget.next_cost(stays))
+        kept_cost, more = budget.spent(stays), budget.next_cost(stays)
+        return cls(names, budget.total, budget.kept, kept_cost, budget.requested, budget.attainable, more)
 
     @property
     def exact(self) -> bool:
         """Whether the budget is kept and one more unit would break it."""
-        slack = 1e-9 * max(1.0, self.total)
+        slack = max(1e-9, 2e-12 * self.total)
         full = self.cheapest_gone is None or self.kept + self.cheapest_gone > self.budget + slack
         return self.kept <= self.budget + slack and full
 
@@ -190,6 +196,11 @@ class Report:
         return sum(b.requested * b.total for b in self.budgets) / sum(b.total for b in self.budgets)
 
     @property
+    def attainable(self) -> float:
+        """Fraction of the cost that goes when every budget is met in whole units, over all budgets."""
+        return 1.0 - sum(b.budget for b in self.budgets) / sum(b.total for b in self.budgets)
+
+    @property
     def achieved(self) -> float:
         """Fraction of the cost that went, over all budgets."""
         return 1.0 - sum(b.kept for b in self.budgets) / sum(b.total for b in self.budgets)
@@ -201,7 +212,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        totals = {k: getattr(self, k) for k in ("sparsity", "requested", "achieved", "exact")}
+        totals = {k: getattr(self, k) for k in ("sparsity", "requested", "attainable", "achieved", "exact")}
         out = asdict(self) | totals
         for row, layer in zip(out["layers"], self.layers):
             row["sparsity"] = layer.sparsity
@@ -210,29 +221,7 @@ class Report:
         return out
 
     def __str__(self) -> str:
-        rows = [("layer", "units kept", "weights kept", "requested", "zeros")]
-        for la in self.layers:
-            asked = "" if la.requested is None else f"{la.requested:.2%}"
-            kept = _of(la.units_kept, la.units), _of(la.params_kept, la.params)
-            rows.append((la.name, *kept, asked, f"{la.sparsity:.2%}"))
-        units = _of(sum(la.units_kept for la in self.layers), sum(la.units for la in self.layers))
-        weights = _of(self.params_kept, self.params)
-        rows.append(("all", units, weights, f"{self.requested:.2%}", f"{self.sparsity:.2%}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        title = f"{self.method}, {self.target}, unit {self.unit}, scope {self.scope}"
-        lines = [f"{title}: step {self.step:,} of {self.steps:,}, {self.phase}"]
-        lines.append(f"covers {_of(self.params, self.model_params)} of the model's parameters ({self.coverage:.1%})")
-        lines += [f"NOT EXACT: {name}: {what}" for name, what in self.differences.items()]
-        lines += [f"not trained by the run's optimizer: {name}: {what}" for name, what in self.detached.items()]
-        lines += ["  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))]) for r in rows]
-        if self.phase == "frozen":
-            lines += [b.in_words(self.cost) for b in self.budgets if len(b.layers) > 1 or len(self.layers) == 1]
-        if self.latency is not None:
-            lines.append(str(self.latency))
-        if self.hoyer is not None:
-            lines.append(f"average Hoyer sparsity {self.hoyer:.6f}")
-        lines += [f"gone: {', '.join(la.gone)}" for la in self.layers if la.gone]
-        return "\n".join([*lines, *skipped_in_words(self.left_dense, self.left_params, self.model_params)])
+        return in_text(self)
 
 
 def in_words(target: Target | None, scope: Scope) -> str:
@@ -246,7 +235,3 @@ def in_words(target: Target | None, scope: Scope) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.3f}"
-
-
-def _of(kept: int, total: int) -> str:
-    return f"{kept:,} / {total:,}"

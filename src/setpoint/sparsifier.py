@@ -11,7 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from setpoint.budget import LatencyOfWidths, Phase, Schedule, Scope, Target, allocate, costs_of, in_budgets
+from setpoint.budget import (
+    LatencyOfWidths,
+    Phase,
+    Schedule,
+    Scope,
+    Shape,
+    Target,
+    allocate,
+    as_scope,
+    costs_of,
+    in_budgets,
+)
 from setpoint.claims import claim, release
 from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizers
@@ -53,7 +64,7 @@ class Sparsifier:
             `"head"`, `"layer"` (a residual branch): see `setpoint.units.coupled`.
         scope: who holds a budget: see `setpoint.budget.allocate`.
         steps: how many optimizer steps the run will take.
-        schedule: the phases and the path between them; by default the method's.
+        schedule: the phases and the path between them, or the name of a path's shape; by default the method's.
         include, exclude: globs on parameter names: see `setpoint.units.select`.
         example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of them by name. Needed
             for units that cross layers, whose parts are derived from a forward pass on fake tensors, and for targets in
@@ -78,7 +89,7 @@ class Sparsifier:
         unit: Unit = "weight",
         scope: Scope = "global",
         steps: int,
-        schedule: Schedule | None = None,
+        schedule: Schedule | Shape | None = None,
         include: Patterns = None,
         exclude: Patterns = None,
         example_inputs: Any = None,
@@ -89,7 +100,8 @@ class Sparsifier:
         self.model = model
         self.method = make_method(method)
         self.target = Target.of(target)
-        self.timeline = self.method.timeline(schedule, steps)
+        self.timeline = self.method.timeline(Schedule.of(schedule), steps)
+        scope = as_scope(scope)
         selection, self.wiring = choose(model, optimizers, unit, include, exclude, example_inputs)
         rates, whole = costs_of(model, selection.layers, self.wiring, self.target, example_inputs)
         self._allocated = partial(allocate, selection.layers, self.target, scope, floor, rates=rates, whole=whole)

@@ -67,3 +67,11 @@ def test_operations_that_cannot_be_told_are_refused():
     wiring = derive(model, inputs)
     with pytest.raises(ValueError, match=r"cannot be told from the widths of inner, up, weight.*a target in params"):
         flops_of_widths(model, wiring, ["inner", "up", "weight"], inputs)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(1, 6), nn.Conv2d(1, 6, 1), nn.Linear(1, 1)])
+def test_a_bias_as_large_as_its_weight_is_not_what_is_multiplied_with(layer):
+    inputs = torch.zeros(2, 1, 3, 3) if isinstance(layer, nn.Conv2d) else torch.zeros(2, 1)
+    for _ in range(20):  # wherever tensors lie in memory
+        by_parameter, between = count_flops(copy.deepcopy(layer), inputs)
+        assert (set(by_parameter), between) == ({"weight"}, 0)

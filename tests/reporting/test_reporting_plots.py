@@ -188,6 +188,34 @@ def test_the_same_updates_give_the_same_file(tmp_path: Path) -> None:
     assert pixels(tmp_path / "a").shape[0] > 1.2 * pixels(tmp_path / "c").shape[0]
 
 
+def test_other_costs_than_weights_have_a_panel_of_their_own(figures: list[Figure], tmp_path: Path) -> None:
+    training_plot(run_rows(), tmp_path / "a", updates=updates(gauge=(1, 2, 3)), sparsify=(5, 25), cost="flops")
+    _, zeros, asked, gauges = figures[0].axes
+    assert list(lines(zeros)) == ["zeros at the last update"]
+    assert list(lines(asked)) == ["flops asked to go by now"]
+    assert lines(asked)["flops asked to go by now"][1] == [0.0, 0.0, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert list(lines(gauges)) == ["gauge"]
+
+
+def bars(axes: Any) -> list[float]:
+    return [patch.get_width() for patch in axes.patches]
+
+
+def test_layers_are_drawn_by_zeros_or_by_the_units_they_keep(figures: list[Figure], tmp_path: Path) -> None:
+    layers = [layer("fc1.weight", 100, 0.9), layer("fc2.weight", 500, 0.9)]
+    for unit, cost in (("weight", "flops"), ("2:4", "params"), ("row", "units"), ("channel", "flops")):
+        layers_plot(layers, tmp_path / "a", unit=unit, cost=cost)
+    weights, pattern, rows, channels = (figure.axes[0] for figure in figures)
+    for axes in (weights, pattern):
+        assert (axes.get_xlabel(), bars(axes)) == ("zeros", pytest.approx([0.9, 0.5]))
+        assert lines(axes)["asked for"] == ([0.9, 0.9], [0, 1])
+    for axes in (rows, channels):
+        assert (axes.get_xlabel(), bars(axes)) == ("units kept", pytest.approx([0.1, 0.5]))
+        assert "1 of 10 units kept" in axes.texts[0].get_text()
+    assert lines(rows)["asked for"][0] == pytest.approx([0.1, 0.1])
+    assert lines(channels) == {}  # operations are not on the axis of units
+
+
 def test_layers_grow_with_their_number(tmp_path: Path) -> None:
     layers_plot([layer("fc1.weight", 100, 0.9)], tmp_path / "one")
     layers_plot([layer(f"fc{i}.weight", 100) for i in range(20)], tmp_path / "many")

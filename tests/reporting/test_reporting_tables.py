@@ -32,7 +32,8 @@ def make_run(
     config |= {"hoyer": None, "unit": "weight", "scope": "global", "cost": "params", "seed": seed, "epochs": 9}
     config |= {"context": 128}
     report = {"unit": "weight", "scope": "global", "cost": "params", "requested": sparsity or 1.0, "hoyer": None}
-    report |= {"achieved": 1 - kept / 1000, "sparsity": 1 - kept / 1000, "exact": True}
+    report |= {"attainable": 1 - kept / 1000, "achieved": 1 - kept / 1000, "sparsity": 1 - kept / 1000, "exact": True}
+    report |= {"params": 2000, "params_kept": 2 * kept}
     return {
         "config": config,
         "data": "digits",
@@ -90,7 +91,11 @@ def test_without_a_twin_there_is_nothing_to_compare_with() -> None:
 def test_patterns_and_hoyer_sparsities_are_asked_for_in_words() -> None:
     pattern = make_run(sparsity=None)
     pattern["config"]["unit"] = pattern["report"]["unit"] = "2:4"
-    assert "all that 2:4 allows" in text(run_tables(pattern))
+    shown = text(run_tables(pattern))
+    assert "all that 2:4 allows" in shown
+    assert "groups at 2:4" in shown
+    assert "10 / 20" in shown  # groups that are pruned, not those that are not
+    assert "keeps its 2 largest" in shown
     hoyer = make_run(sparsity=None)
     hoyer["config"]["hoyer"], hoyer["report"]["hoyer"] = 0.8, 0.8
     shown = text(run_tables(hoyer))
@@ -109,11 +114,30 @@ def test_units_are_counted_where_they_are_not_weights() -> None:
     assert "units kept" in text(run_tables(run))
 
 
+def test_weights_that_two_groups_share_are_counted_once_in_all() -> None:
+    run = make_run(sparsity=0.5)
+    run["report"] |= {"unit": "channel", "params": 1700, "params_kept": 700}
+    shown = text(run_tables(run))
+    assert "700 / 1,700" in shown
+    assert "1,000 / 2,000" not in shown
+    assert "in the rows of both" in shown
+    assert "in the rows of both" not in text(run_tables(make_run()))
+
+
+def test_what_is_attainable_stands_beside_what_was_asked() -> None:
+    run = make_run()
+    run["report"] |= {"attainable": 0.875, "achieved": 0.875}
+    lines = [" ".join(line.split()) for line in text(run_tables(run)).splitlines()]
+    assert "asked 90 % of the weights" in lines
+    assert "attainable 87.5000 %" in lines
+    assert "achieved 87.5000 % (exact: yes)" in lines
+
+
 def test_seeds_are_taken_together_and_methods_kept_apart() -> None:
     runs = [make_run(seed=seed, test=0.9 + 0.02 * seed) for seed in range(3)]
     runs += [make_run("magnitude", seed=1), make_run(sparsity=0.8, dense=None)]
     groups = group_runs(runs)
-    assert [(g.label, g.requested, g.runs) for g in groups] == [
+    assert [(g.label, g.asked, g.runs) for g in groups] == [
         ("gsp", "80 %", 1),
         ("gsp", "90 %", 3),
         ("magnitude", "90 %", 1),

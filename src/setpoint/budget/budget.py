@@ -25,7 +25,7 @@ class Budget:
         floors: how many units each layer keeps in any case.
         total: cost of everything.
         fixed: cost of what belongs to no unit (the N of an N:M pattern).
-        kept: cost that may stay in the end, the fixed part included.
+        kept: cost that may stay in the end, the fixed part included; of whole units where all cost the same.
         requested: fraction of the cost that was asked to go.
         whole: the cost of everything by the number of units that stay in each layer, where a unit's cost depends on
             the others'; `costs` are then those at full width.
@@ -41,6 +41,11 @@ class Budget:
     requested: float
     whole: WholeCost | None = None
     multiple: int = 1
+
+    @property
+    def attainable(self) -> float:
+        """The fraction of the cost that goes when the budget is met, after rounding to whole units."""
+        return 1.0 - self.kept / self.total
 
     def cut(self, scores: Sequence[Tensor], ramp: float) -> list[Tensor]:
         """Which units stay once the budget has gone `ramp` of its way: boolean tensors shaped as the scores."""

@@ -33,46 +33,45 @@ def erk_densities(shapes: Sequence[Sequence[int]], sizes: Sequence[float], densi
 
 def erk_budgets(shares: Sequence[Share], target: Target) -> tuple[Budget, ...]:
     """Budgets per layer whose sum meets the target: whole units, the remainder to the layers cut shortest."""
-    whole = join(shares, target.kept(sum(s.total for s in shares)), 0.0)
+    total = sum(s.total for s in shares)
+    asked = target.kept(total)
+    kept_in_all = join(shares, asked, 0.0, within=target.never_exceeded).kept
     shapes = [s.layer.partition.layout.product for s in shares]
-    densities = erk_densities(shapes, [s.total for s in shares], whole.kept / whole.total)
+    densities = erk_densities(shapes, [s.total for s in shares], asked / total)
     wanted = [max(s.total * d, s.least) for s, d in zip(shares, densities)]
     budgets = [_whole_units(s, w) for s, w in zip(shares, wanted)]
     kept = [b.kept for b in budgets]
     # Floors may have raised some layers: the densest give way.
-    kept = _lowered(shares, kept, sum(kept) - whole.kept)
-    kept = _raised(shares, kept, wanted, whole.kept - sum(kept))
-    return tuple(replace(b, kept=k, requested=1.0 - k / b.total) for b, k in zip(budgets, kept))
+    slack = max(1e-9, total * 2.0**-50)
+    kept = _lowered(shares, kept, sum(kept) - kept_in_all, slack)
+    kept = _raised(shares, kept, wanted, kept_in_all - sum(kept), slack)
+    return tuple(replace(b, kept=k, requested=1.0 - d) for b, k, d in zip(budgets, kept, densities))
 
 
 def _whole_units(share: Share, kept: float) -> Budget:
-    unit = common_cost([share])
-    if unit is not None:
-        kept = share.fixed + unit * math.floor((kept - share.fixed) / unit + 1e-9)
-    return join([share], max(kept, share.least), 0.0)
+    return join([share], max(kept, share.least), 0.0, within=True)
 
 
-def _lowered(shares: Sequence[Share], kept: list[float], excess: float) -> list[float]:
+def _lowered(shares: Sequence[Share], kept: list[float], excess: float, slack: float) -> list[float]:
     kept = list(kept)
-    while excess > 1e-9:
+    while excess > slack:
         index = max(range(len(shares)), key=lambda i: (kept[i] - shares[i].least) / shares[i].total)
-        step = common_cost([shares[index]]) or excess
-        kept[index] = max(kept[index] - step, shares[index].least)
-        excess -= step
+        step = common_cost([shares[index].costs]) or excess
+        lower = max(kept[index] - step, shares[index].least)
+        if lower == kept[index]:
+            break
+        excess -= kept[index] - lower
+        kept[index] = lower
     return kept
 
 
-def _raised(shares: Sequence[Share], kept: list[float], wanted: list[float], room: float) -> list[float]:
+def _raised(shares: Sequence[Share], kept: list[float], wanted: list[float], room: float, slack: float) -> list[float]:
     kept = list(kept)
+    steps = [common_cost([s.costs]) or math.inf for s in shares]
     while True:
-        fits = [
-            i
-            for i, s in enumerate(shares)
-            if (common_cost([s]) or math.inf) <= room + 1e-9 and kept[i] < s.total - 1e-9
-        ]
+        fits = [i for i, s in enumerate(shares) if steps[i] <= room + slack and kept[i] < s.total - slack]
         if not fits:
             return kept
-        index = max(fits, key=lambda i: (wanted[i] - kept[i]) / (common_cost([shares[i]]) or 1.0))
-        step = common_cost([shares[index]]) or 0.0
-        kept[index] += step
-        room -= step
+        index = max(fits, key=lambda i: (wanted[i] - kept[i]) / steps[i])
+        kept[index] += steps[index]
+        room -= steps[index]

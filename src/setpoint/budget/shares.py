@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from setpoint.budget.budget import Budget
+from setpoint.budget.rounding import achievable
 from setpoint.budget.target import Cost
 from setpoint.units import Layer
 
@@ -59,40 +60,42 @@ class Share:
         return self.fixed + self.floor * self.dearest
 
 
-def join(shares: Sequence[Share], kept: float, requested: float) -> Budget:
-    """One budget for some layers, rounded to what is achievable."""
+def join(shares: Sequence[Share], kept: float, requested: float, *, within: bool) -> Budget:
+    """One budget for some layers: of whole units where all cost the same, and otherwise as it was asked for.
+
+    Args:
+        shares: of the layers.
+        kept: cost that was asked to stay.
+        requested: the fraction of the cost that was asked to go.
+        within: whether `kept` must not be exceeded (`Target.never_exceeded`).
+
+    Raises:
+        ValueError: if more always stays, naming how much.
+    """
     total, fixed = sum(s.total for s in shares), sum(s.fixed for s in shares)
     least = sum(s.least for s in shares)
-    unit = common_cost(shares)
+    unit = common_cost([s.costs for s in shares])
     if unit is not None:
-        wanted = (kept - fixed) / unit
-        count = max(round(wanted), sum(s.floor for s in shares))
-        if count > math.ceil(wanted - 1e-9):
-            raise _impossible(shares, kept, total, least)
-        kept = fixed + unit * min(count, round((total - fixed) / unit))
-    elif least > kept * (1 + 1e-12):
+        floor = sum(s.floor for s in shares)
+        found = achievable(kept, total=total, fixed=fixed, unit=unit, floor=floor, within=within)
+    else:
+        found = kept if least <= kept * (1 + 1e-12) else None
+    if found is None:
         raise _impossible(shares, kept, total, least)
-    return Budget(
-        tuple(s.index for s in shares),
-        tuple(s.costs for s in shares),
-        tuple(s.floor for s in shares),
-        total,
-        fixed,
-        min(kept, total),
-        requested,
-    )
+    layers, costs = tuple(s.index for s in shares), tuple(s.costs for s in shares)
+    return Budget(layers, costs, tuple(s.floor for s in shares), total, fixed, min(found, total), requested)
 
 
-def common_cost(shares: Sequence[Share]) -> float | None:
+def common_cost(costs: Sequence[Tensor]) -> float | None:
     """What every unit costs, where all cost the same."""
-    costs = {float(c) for s in shares for c in (s.costs.min(), s.costs.max())}
-    return costs.pop() if len(costs) == 1 and 0.0 not in costs else None
+    found = {value for cost in costs for value in torch.unique(cost).tolist()}
+    return found.pop() if len(found) == 1 and 0.0 not in found else None
 
 
 def _impossible(shares: Sequence[Share], kept: float, total: float, least: float) -> ValueError:
     where = f"layer {shares[0].layer.name!r}" if len(shares) == 1 else f"{len(shares)} layers together"
     return ValueError(
-        f"{where}: a sparsity of {1 - kept / total:.6g} was asked for (keep {kept:g} of {total:g}), but at most "
-        f"{1 - least / total:.6g} is possible (keep {least:g}): the N of N:M patterns and a floor of "
+        f"{where}: a sparsity of {1 - kept / total:.6g} was asked for (keep {kept:,.10g} of {total:,.10g}), but at "
+        f"most {1 - least / total:.6g} is possible (keep {least:,.10g}): the N of N:M patterns and a floor of "
         f"{max(s.floor for s in shares)} unit(s) a layer always stay"
     )

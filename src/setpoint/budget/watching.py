@@ -71,8 +71,9 @@ class FlopCount(OperatorWatch):
         """Add an operator's operations."""
         if flops is None:
             return
-        # What is multiplied with, not the bias that is added.
-        weight = max((i for i in inputs if storage(i) in self._names), key=Tensor.numel, default=None)
+        # What is multiplied with, not the bias that is added, which is as large where a layer has one input.
+        known = (i for i in inputs if storage(i) in self._names)
+        weight = max(known, key=lambda i: (i.ndim > 1, i.numel()), default=None)
         if weight is None:
             self.rest += flops
             return

@@ -15,7 +15,9 @@ from torch import Tensor
 from setpoint.budget import Budget, Schedule, Target, Timeline
 from setpoint.geometry import layer_geometry
 from setpoint.optimizer_set import OptimizerSet
+from setpoint.options import read_fields
 from setpoint.reading import beside, read
+from setpoint.suggestions import did_you_mean
 from setpoint.units import Layer, Partition
 
 
@@ -158,6 +160,14 @@ class Method(ABC):
     # The phases, where the user names none.
     schedule: ClassVar[Schedule] = Schedule()
 
+    def __post_init__(self) -> None:
+        """Read the options that are numbers and switches; a method checks their ranges after this.
+
+        Raises:
+            ValueError: for an option that is none, by its annotation.
+        """
+        read_fields(self, self.name)
+
     def timeline(self, schedule: Schedule | None, steps: int) -> Timeline:
         """The phases of a run of so many optimizer steps.
 
@@ -241,10 +251,17 @@ def check_weights(weights: Mapping[str, Tensor] | None, layers: Sequence[Layer])
     Raises:
         ValueError: naming the parameter.
     """
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ValueError(f"weights={weights!r} must be a mapping from parameter names to tensors")
     names = [layer.name for layer in layers]
     for name, given in (weights or {}).items():
         if name not in names:
-            raise ValueError(f"weights are given for {name!r}, which is none of the layers: {', '.join(names)}")
+            nearest = did_you_mean(name, names)
+            raise ValueError(
+                f"weights are given for {name!r}, which is none of the layers: {', '.join(names)}{nearest}"
+            )
+        if not isinstance(given, Tensor) or given.is_complex():
+            raise ValueError(f"the weights of {name!r} must be a tensor of real numbers, not {given!r}")
         if not bool((torch.isfinite(given) & (given >= 0)).all()):
             raise ValueError(f"the weights of {name!r} must be finite and not negative")
 

@@ -14,6 +14,7 @@ from setpoint.functional.gsp import gsp_factors, mean_hoyer
 from setpoint.functional.gsp_fast import WarmStart
 from setpoint.methods.base import Method, Units, as_factors, check_weights
 from setpoint.optimizer_set import OptimizerSet
+from setpoint.options import choice
 from setpoint.reading import placed
 from setpoint.units import Layer, Partition, VectorKind
 
@@ -56,8 +57,9 @@ class GroupedSparseProjection(Method):
 
     def check(self, layers: Sequence[Layer], target: Target | None, optimizers: OptimizerSet) -> None:
         """Refuse measures, vectors and weights that do not go with the layers and the target."""
-        if self.measure is not None and self.measure not in get_args(Measure):
-            raise ValueError(f"measure={self.measure!r} is none of {', '.join(get_args(Measure))}")
+        if self.measure is not None:
+            choice("gsp measure", self.measure, get_args(Measure))
+        choice("gsp vectors", self.vectors, get_args(VectorKind))
         wanted = None if target is None else target.hoyer
         if self.measure == "hoyer" and wanted is None:
             raise ValueError("measure='hoyer' needs a target that names one: target=Target(hoyer=0.9)")
@@ -67,6 +69,9 @@ class GroupedSparseProjection(Method):
         if all(length < 2 for length in lengths.values()):
             raise ValueError(f"every layer is a single unit ({', '.join(lengths)}): choose smaller units")
         check_weights(self.weights, layers)
+        partitions = {layer.name: layer.partition for layer in layers}
+        for name, weights in (self.weights or {}).items():
+            _check_shape(name, weights, partitions[name])
 
     def scores(self, units: Units) -> Sequence[Tensor]:
         """The mu at which the projection takes each unit; magnitudes where a Hoyer sparsity rules."""
@@ -166,11 +171,26 @@ class GroupedSparseProjection(Method):
         spreads = []
         for name, partition, like in zip(units.names, units.partitions, units.magnitudes):
             weights = (self.weights or {}).get(name, torch.ones(()))
-            if weights.ndim and tuple(weights.shape) == partition.layout.shape != partition.counts:
-                weights = partition.magnitudes(weights)
-            spread = placed(weights, like.device).double().expand(partition.counts)
+            spread = _spread(placed(weights, like.device), partition)
             spreads.append(self._row(partition, spread))
         return spreads
+
+
+def _spread(weights: Tensor, partition: Partition) -> Tensor:
+    """One weight a unit."""
+    if weights.ndim and tuple(weights.shape) == partition.layout.shape != partition.counts:
+        weights = partition.magnitudes(weights)
+    return weights.double().expand(partition.counts)
+
+
+def _check_shape(name: str, weights: Tensor, partition: Partition) -> None:
+    try:
+        _spread(weights, partition)
+    except RuntimeError:
+        raise ValueError(
+            f"the weights of {name!r} have shape {tuple(weights.shape)}; possible: the parameter's, or what "
+            f"broadcasts to its units, {partition.counts}"
+        ) from None
 
 
 def _hoyer(units: Units) -> float | None:

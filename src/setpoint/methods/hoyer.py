@@ -58,6 +58,7 @@ class DeepHoyer(Method):
     name: ClassVar[str] = "hoyer"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.tolerance < 1.0:
             raise ValueError(f"hoyer tolerance={self.tolerance} must lie between 0 and 1")
         if not _BOUNDS[0] <= self.start <= _BOUNDS[1]:

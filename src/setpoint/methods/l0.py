@@ -65,8 +65,10 @@ class ConstrainedL0(Method):
     gated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.lr is not None and not 0.0 < self.lr < math.inf:
-            raise ValueError(f"l0 lr={self.lr} must be a number above 0")
+        super().__post_init__()
+        span = _BOUNDS[1] - _BOUNDS[0]
+        if self.lr is not None and not 0.0 < self.lr <= span:
+            raise ValueError(f"l0 lr={self.lr} must be a number above 0, and at most {span:g}, a gate's whole range")
         if not 0.5 < self.opening < 1.0:
             raise ValueError(f"l0 opening={self.opening} must lie between 0.5 and 1")
         _ = self._multiplier  # refuses gains out of range

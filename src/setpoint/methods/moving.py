@@ -18,6 +18,7 @@ from setpoint.methods.base import Units
 from setpoint.methods.draws import seeded
 from setpoint.methods.growth import plant
 from setpoint.methods.support import DrawnSupport, roots
+from setpoint.options import choice
 from setpoint.reading import beside, count, read
 
 Decay = Literal["cosine", "linear", "constant"]
@@ -67,8 +68,7 @@ class MovingSupport(DrawnSupport):
         if not 0.0 < self.drop_fraction <= 1.0:
             raise ValueError(f"{self.name} drop_fraction={self.drop_fraction} must lie in (0, 1]")
         for field, kind in (("decay", Decay), ("begin", Begin), ("second_moment", SecondMoment)):
-            if getattr(self, field) not in get_args(kind):
-                raise ValueError(f"{self.name} {field}={getattr(self, field)!r} is none of {', '.join(get_args(kind))}")
+            choice(f"{self.name} {field}", getattr(self, field), get_args(kind))
 
     def timeline(self, schedule: Schedule | None, steps: int) -> Timeline:
         """Give what has grown the time to become large before the next update."""

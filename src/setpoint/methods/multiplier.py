@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from setpoint.options import read_fields
+
 
 @dataclass(frozen=True)
 class ProportionalIntegral:
@@ -38,6 +40,7 @@ class ProportionalIntegral:
     restart: bool = False
 
     def __post_init__(self) -> None:
+        read_fields(self, "multiplier")
         if not 0.0 <= self.proportional < math.inf:
             raise ValueError(f"proportional={self.proportional} must be a number of at least 0")
         if not 0.0 < self.integral < math.inf:

@@ -13,6 +13,7 @@ from setpoint.budget import Schedule, Target, Timeline
 from setpoint.methods.base import Method, Units, as_factors
 from setpoint.methods.draws import seeded
 from setpoint.optimizer_set import OptimizerSet
+from setpoint.options import choice
 from setpoint.reading import beside
 from setpoint.units import Layer
 
@@ -38,8 +39,8 @@ class DrawnSupport(Method):
     schedule: ClassVar[Schedule] = Schedule("constant", begin=0, end=0.75)
 
     def __post_init__(self) -> None:
-        if self.initial not in get_args(Initial):
-            raise ValueError(f"{self.name} initial={self.initial!r} is none of {', '.join(get_args(Initial))}")
+        super().__post_init__()
+        choice(f"{self.name} initial", self.initial, get_args(Initial))
 
     def timeline(self, schedule: Schedule | None, steps: int) -> Timeline:
         """Refuse phases in which the model would be dense."""

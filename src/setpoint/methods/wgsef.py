@@ -15,6 +15,7 @@ from setpoint.functional import prox_group_envelope
 from setpoint.geometry import FOLLOWED, followed_kind, share_second_moment
 from setpoint.methods.base import Method, Units, check_weights
 from setpoint.optimizer_set import OptimizerSet
+from setpoint.options import choice
 from setpoint.units import Layer, Partition
 
 Level = Literal["ramp", "target"]
@@ -65,13 +66,13 @@ class GroupSparseEnvelope(Method):
     name: ClassVar[str] = "wgsef"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field in ("time", "strength"):
             if not 0.0 < getattr(self, field) < float("inf"):
                 raise ValueError(f"wgsef {field}={getattr(self, field)} must be a number above 0")
-        if self.rise is not None and self.rise not in get_args(Rise):
-            raise ValueError(f"wgsef rise={self.rise!r} is none of {', '.join(get_args(Rise))}")
-        if self.level not in get_args(Level):
-            raise ValueError(f"wgsef level={self.level!r} is none of {', '.join(get_args(Level))}")
+        if self.rise is not None:
+            choice("wgsef rise", self.rise, get_args(Rise))
+        choice("wgsef level", self.level, get_args(Level))
 
     @property
     def steps(self) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from setpoint.budget import Cost, Schedule, Target
+from setpoint.budget import Cost, Schedule, Target, as_scope
 from setpoint.budget.schedule import Shape
 from setpoint.methods import Method, make_method
+from setpoint.options import choice, read_fields
 from setpoint.transforms import Inner
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -31,7 +32,8 @@ class TrainConfig:
         options: of the method, by name.
         sparsity: fraction of the cost that goes. None where a Hoyer sparsity, an N:M pattern or a transformation says
             how much.
-        budget: how much of the cost may stay, instead of a sparsity: 20000 params, 4e7 flops, 5 ms.
+        budget: how much of the cost may stay, instead of a sparsity, and is never exceeded: 20000 params, 4e7 flops, 5
+            ms; below 1 a fraction, but of milliseconds.
         hoyer: average Hoyer sparsity to reach, for the method gsp.
         cost: what the sparsity or the budget counts: params, units, flops, bytes or latency_ms.
         unit: what becomes zero together: weight, row, column, kernel, filter, a block such as 4x4, or 2:4; or what can
@@ -110,6 +112,8 @@ class TrainConfig:
     dense_twin: bool = True
 
     def __post_init__(self) -> None:
+        read_fields(self, "")
+        as_scope(self.scope)
         for name in ("context", "epochs", "batch", "batch_size", "checkpoint_every"):
             _check_at_least(name, getattr(self, name), 1)
         for name in ("floor", "seed", "weight_decay"):
@@ -118,6 +122,7 @@ class TrainConfig:
             raise ValueError(f"lr={self.lr} must be a number above 0")
         if self.momentum is not None and not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum={self.momentum} must lie in [0, 1)")
+        choice("cost", self.cost, get_args(Cost))
         _check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         _check_choice("lr_schedule", self.lr_schedule, get_args(RateSchedule))
         _check_choice("precision", self.precision, get_args(Precision))
@@ -162,12 +167,14 @@ class TrainConfig:
         """What is asked for; None for all that an N:M pattern, a scope of globs or a transformation gives."""
         if self.sparsity is None and self.budget is None and self.hoyer is None:
             return None
-        target = Target(sparsity=self.sparsity, cost=self.cost, hoyer=self.hoyer, multiple_of=self.multiple_of)
-        if self.budget is None:
-            return target
-        whole = self.cost != "latency_ms" and self.budget >= 1
-        asked: dict[str, Any] = {self.cost: int(self.budget) if whole else self.budget}
-        return replace(target, **asked)
+        asked: dict[str, Any] = {"sparsity": self.sparsity, "hoyer": self.hoyer, "multiple_of": self.multiple_of}
+        if self.budget is not None:
+            asked[self.cost] = self._amount(self.budget)
+        return Target(cost=self.cost, **asked)
+
+    def _amount(self, budget: float) -> int | float:
+        """A budget as a target takes it: 4e7 is an amount, though YAML has it as a float."""
+        return int(budget) if self.cost != "latency_ms" and float(budget).is_integer() else budget
 
     @property
     def phases(self) -> Schedule:
@@ -194,7 +201,7 @@ class TrainConfig:
             raise ValueError(f"method {self.method!r} was given the options {asked}; possible are: {possible}")
         try:
             return make_method(self.method, **options)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"method {self.method!r} was given the options {asked}: {error}") from error
 
 
@@ -212,5 +219,5 @@ def _check_at_least(name: str, value: float | None, least: int) -> None:
 
 
 def _check_choice(name: str, value: str | None, possible: tuple[str, ...]) -> None:
-    if value is not None and value not in possible:
-        raise ValueError(f"{name}={value!r} is none of {', '.join(possible)}")
+    if value is not None:
+        choice(name, value, possible)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from setpoint.deploy import load
 from setpoint.recipes.result import RunResult
 from setpoint.recipes.run_folder import RunFolder, read_metrics, read_updates
+from setpoint.report_text import cost_words, is_pattern
+from setpoint.units import is_coupled
 from setpoint.writing import atomic_path
 
 
@@ -20,7 +25,7 @@ def draw_run(folder: RunFolder, result: RunResult, shape: tuple[int, ...]) -> No
     from setpoint.reporting.plots import layers_plot, training_plot
     from setpoint.reporting.weights import first_layer_plot
 
-    config, layers = result.config, result.report["layers"]
+    config, report, layers = result.config, result.report, result.report["layers"]
     title = f"{config.model} on {result.data}, {config.method}, {100 * result.report['sparsity']:.2f} % zeros"
     dense = read_metrics(folder.dense_metrics) if folder.dense_metrics.exists() else []
     # Not there after a one-shot schedule, nor in folders of runs before there was such a file.
@@ -36,10 +41,23 @@ def draw_run(folder: RunFolder, result: RunResult, shape: tuple[int, ...]) -> No
             sparsify=(timeline.begin, timeline.end),
             chosen=result.chosen_epoch,
             task=result.task,
+            cost=None if _counts_weights(report) else _counted(report),
             title=title,
         )
     with atomic_path(folder.path / "layers.png") as part:
-        layers_plot(layers, part, title=title)
+        layers_plot(layers, part, unit=report["unit"], cost=report["cost"], title=title)
     first = layers[0]["tensor"]
     with atomic_path(folder.path / "first_layer.png") as part:
         first_layer_plot(load(folder.model)[first], part, shape=shape, name=first)
+
+
+def _counts_weights(report: Mapping[str, Any]) -> bool:
+    """Whether the budget counts the weights whose zeros are drawn, and not something else, or the whole model."""
+    if is_coupled(report["unit"]):
+        return False
+    single = report["unit"] == "weight" or is_pattern(report["unit"])
+    return report["cost"] == "params" or (single and report["cost"] == "units")
+
+
+def _counted(report: Mapping[str, Any]) -> str:
+    return "parameters" if report["cost"] == "params" else cost_words(report["cost"])

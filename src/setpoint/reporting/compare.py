@@ -14,7 +14,7 @@ from rich.table import Table
 
 from setpoint.reporting.figures import COLORS, DENSE, INK, MARKERS, clean, new_figure, percent_axis, save_figure
 from setpoint.reporting.measures import MEASURES, Measure
-from setpoint.reporting.tables import requested
+from setpoint.reporting.tables import asked
 from setpoint.reporting.words import percent, size
 
 Run = Mapping[str, Any]
@@ -66,7 +66,7 @@ class RunGroup:
 
     Attributes:
         label: method, and what else tells it from the others compared.
-        requested: what was asked for, in words.
+        asked: what was asked for, in words.
         runs: how many.
         sparsity: zeros in the sparse layers.
         measure: what tells how good the models are.
@@ -76,7 +76,7 @@ class RunGroup:
     """
 
     label: str
-    requested: str
+    asked: str
     runs: int
     sparsity: Spread
     measure: Measure
@@ -101,8 +101,8 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         # Weights are what is asked for unless something else is said.
-        groups[_label(run, traits), requested(run).removesuffix(" of the weights")].append(run)
-    found = [_group(label, asked, members) for (label, asked), members in groups.items()]
+        groups[_label(run, traits), asked(run).removesuffix(" of the weights")].append(run)
+    found = [_group(label, wanted, members) for (label, wanted), members in groups.items()]
     return sorted(found, key=lambda group: (group.label, group.sparsity.mean))
 
 
@@ -124,7 +124,7 @@ def _trait(value: Any) -> str:
     return Path(value).name if isinstance(value, str) else f"{value:g}"
 
 
-def _group(label: str, asked: str, members: Sequence[Run]) -> RunGroup:
+def _group(label: str, wanted: str, members: Sequence[Run]) -> RunGroup:
     measure = MEASURES[members[0]["task"]]
     test, dense = (
         [figure for run in members if (figure := measure.of(run, split)) is not None]
@@ -132,7 +132,7 @@ def _group(label: str, asked: str, members: Sequence[Run]) -> RunGroup:
     )
     return RunGroup(
         label,
-        asked,
+        wanted,
         len(members),
         Spread.of([run["report"]["sparsity"] for run in members]),
         measure,
@@ -155,7 +155,7 @@ def compare_table(groups: Sequence[RunGroup]) -> Table:
         dense = "-" if twin is None else measure.words(twin.mean)
         difference = "-" if twin is None else measure.difference(group.test.mean - twin.mean)
         figures = (percent(group.sparsity.mean), group.test.words(measure), dense, difference, size(group.bytes))
-        table.add_row(group.label, group.requested, str(group.runs), *figures)
+        table.add_row(group.label, group.asked, str(group.runs), *figures)
     return table
 
 

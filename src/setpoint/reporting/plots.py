@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from matplotlib.ticker import MaxNLocator
 
+from setpoint.report_text import units_column
 from setpoint.reporting.figures import (
     BLUE,
     COLORS,
@@ -43,9 +44,12 @@ def training_plot(
     sparsify: tuple[int, int] | None = None,
     chosen: int | None = None,
     task: str = "classification",
+    cost: str | None = None,
     title: str = "",
 ) -> None:
     """Draw how good the model is and its sparsity over the epochs, and below them the method's gauges if it has any.
+
+    What the budget asks to go is drawn beside the zeros where it counts weights, and otherwise by itself.
 
     Args:
         rows: of metrics.csv, as mappings.
@@ -55,18 +59,22 @@ def training_plot(
         sparsify: steps at which the phase of the updates begins and ends; by default at the first and the last.
         chosen: epoch whose weights were chosen.
         task: of the run, which says what tells how good a model is.
+        cost: what the budget counts, in words; None for the weights whose zeros are drawn.
         title: above the plot.
     """
     gauges = [key for key in updates[0] if key not in _COMMON] if updates else []
-    figure = new_figure(7.5, 6.9 if gauges else 5.2)
-    ratios = (1.25, 1, 0.9) if gauges else (1.25, 1)
+    ratios = [1.25, 1, *([0.7] if cost else []), *([0.9] if gauges else [])]
+    figure = new_figure(7.5, 1.55 + 1.62 * sum(ratios) if len(ratios) > 2 else 5.2)
     panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     figure.suptitle(title, fontsize=11, color=INK)
     fine = _Fine.of(rows, updates, sparsify) if updates else None
+    course = rows if fine is None else fine.sparsity(rows)
     _judged(panels[0], MEASURES[task], rows, dense, chosen)
-    _sparsity(panels[1], rows if fine is None else fine.sparsity(rows))
+    _sparsity(panels[1], course, asked=cost is None)
+    if cost:
+        _asked(panels[2], course, cost)
     if fine is not None and gauges:
-        _gauges(panels[2], fine.updates, gauges)
+        _gauges(panels[-1], fine.updates, gauges)
     last = max(len(rows), len(dense)) + 0.5
     _shade(panels, list(_phases(rows)) if fine is None else fine.phases(last))
     panels[-1].set_xlabel("epoch", fontsize=10)
@@ -147,13 +155,26 @@ def _figure_range(rows: Rows, *, top: float) -> tuple[float, float]:
     return max(0.0, min(values) - margin), min(top, max(values) + margin) + 0.001
 
 
-def _sparsity(axes: Any, rows: Rows) -> None:
-    asked = [row for row in rows if row["requested"] is not None]
-    if asked:
-        axes.plot(*_series(asked, "requested"), color=ORANGE, linewidth=3.5, alpha=0.6, label="asked for by now")
+def _sparsity(axes: Any, rows: Rows, *, asked: bool) -> None:
+    known = [row for row in rows if row["requested"] is not None]
+    if known and asked:
+        axes.plot(*_series(known, "requested"), color=ORANGE, linewidth=3.5, alpha=0.6, label="asked for by now")
     axes.plot(*_series(rows, "sparsity"), color=INK, linewidth=1.4, label="zeros at the last update")
-    axes.set_ylabel("sparsity", fontsize=10)
+    axes.set_ylabel("sparsity" if asked else "zeros in weights", fontsize=10)
     axes.set_ylim(-0.02, 1.2)
+    _fractions(axes)
+
+
+def _asked(axes: Any, rows: Rows, cost: str) -> None:
+    label = f"{cost} asked to go by now"
+    known = [row for row in rows if row["requested"] is not None]
+    axes.plot(*_series(known, "requested"), color=ORANGE, linewidth=3.5, alpha=0.6, label=label)
+    axes.set_ylabel(f"{cost}\nasked to go", fontsize=10)
+    axes.set_ylim(-0.02, 1.05)
+    _fractions(axes)
+
+
+def _fractions(axes: Any) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     percent_axis(axes.yaxis, 0)
     axes.legend(loc="lower right", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
@@ -181,35 +202,69 @@ def _phases(rows: Rows) -> Iterator[Phase]:
             yield phase, min(epochs) - 0.5, max(epochs) + 0.5
 
 
-def layers_plot(layers: Rows, path: Path, *, title: str = "") -> None:
-    """Draw the zeros of each layer as bars, first layer on top.
+def layers_plot(layers: Rows, path: Path, *, unit: str = "weight", cost: str = "params", title: str = "") -> None:
+    """Draw a bar for each layer, first layer on top: its zeros, or of units of several weights those that it keeps.
 
     Args:
         layers: of a report, as plain values.
         path: of the PNG.
+        unit: what becomes zero together, as reports name it.
+        cost: what the budget counts.
         title: above the plot.
     """
     figure = new_figure(7.5, 1.3 + 0.34 * len(layers))
     axes = figure.subplots()
-    places = range(len(layers))
-    axes.barh(places, [layer["sparsity"] for layer in layers], color=BLUE, height=0.62)
-    _mark_requested(axes, layers)
-    for place, layer in zip(places, layers):
-        label = f"{percent(layer['sparsity'])}   {layer['params_kept']:,} of {layer['params']:,} kept"
-        axes.text(1.02, place, label, va="center", fontsize=8.5, color=INK)
-    axes.set_yticks(places, [layer["name"] for layer in layers])
+    kind = _Units(cost) if units_column(unit) == "units kept" else _Zeros()
+    axes.barh(range(len(layers)), [kind.length(layer) for layer in layers], color=BLUE, height=0.62)
+    _mark([kind.mark(layer) for layer in layers], axes)
+    for place, layer in enumerate(layers):
+        axes.text(1.02, place, kind.label(layer), va="center", fontsize=8.5, color=INK)
+    axes.set_yticks(range(len(layers)), [layer["name"] for layer in layers])
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("zeros", fontsize=10)
+    axes.set_xlabel(kind.axis, fontsize=10)
     percent_axis(axes.xaxis, 0)
     clean(axes, grid="x")
     figure.suptitle(title, fontsize=11, color=INK)
     save_figure(figure, path)
 
 
-def _mark_requested(axes: Any, layers: Rows) -> None:
-    asked = [(place, layer["requested"]) for place, layer in enumerate(layers) if layer["requested"] is not None]
+class _Zeros:
+    """Layers by the weights that went."""
+
+    axis = "zeros"
+
+    def length(self, layer: Mapping[str, Any]) -> float:
+        return float(layer["sparsity"])
+
+    def mark(self, layer: Mapping[str, Any]) -> float | None:
+        return None if layer["requested"] is None else float(layer["requested"])
+
+    def label(self, layer: Mapping[str, Any]) -> str:
+        return f"{percent(layer['sparsity'])}   {layer['params_kept']:,} of {layer['params']:,} kept"
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Layers by the units that stay. Other costs than units are not marked on the same axis."""
+
+    cost: str
+    axis: ClassVar[str] = "units kept"
+
+    def length(self, layer: Mapping[str, Any]) -> float:
+        return float(layer["units_kept"] / layer["units"])
+
+    def mark(self, layer: Mapping[str, Any]) -> float | None:
+        return None if layer["requested"] is None or self.cost != "units" else 1.0 - layer["requested"]
+
+    def label(self, layer: Mapping[str, Any]) -> str:
+        return f"{percent(self.length(layer))}   {layer['units_kept']:,} of {layer['units']:,} units kept"
+
+
+def _mark(values: Sequence[float | None], axes: Any) -> None:
+    """Say what was asked for of each layer that has a budget of its own."""
+    asked = [(place, value) for place, value in enumerate(values) if value is not None]
     if asked:
-        places, values = zip(*asked)
-        axes.plot(values, places, "|", color=ORANGE, markersize=14, markeredgewidth=2.5, label="asked for")
+        places, lengths = zip(*asked)
+        axes.plot(lengths, places, "|", color=ORANGE, markersize=14, markeredgewidth=2.5, label="asked for")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9, frameon=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -10,10 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from setpoint.report_text import cost_words, notes, part_of, units_column, units_counted
 from setpoint.reporting.measures import MEASURES
 from setpoint.reporting.words import duration, percent, size
-
-_COSTS = {"params": "weights", "latency_ms": "milliseconds"}
 
 
 def run_tables(run: Mapping[str, Any]) -> Group:
@@ -24,8 +23,11 @@ def run_tables(run: Mapping[str, Any]) -> Group:
     """
     made = run.get("transform") or {}
     dense = {**made.get("left_dense", {}), **run["report"]["left_dense"]}
-    left = [Text(f"left dense: {name}, {why}", style="dim") for name, why in dense.items()]
-    return Group(Text(_title(run), style="bold"), _header(run), layer_table(run["report"]), *left)
+    report = run["report"]
+    about = notes(report["unit"], shared=sum(layer["params"] for layer in report["layers"]) > report["params"])
+    about += [f"left dense: {name}, {why}" for name, why in dense.items()]
+    lines = [Text(line, style="dim") for line in about]
+    return Group(Text(_title(run), style="bold"), _header(run), layer_table(report), *lines)
 
 
 def _title(run: Mapping[str, Any]) -> str:
@@ -57,7 +59,8 @@ def _header(run: Mapping[str, Any]) -> Table:
 def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     kept, total = run["parameters_kept"], run["parameters"]
     return [
-        ("requested", requested(run)),
+        ("asked", asked(run)),
+        *_attainable(run),
         ("achieved", _achieved(run)),
         *_latency(run),
         *(_judged(run, split) for split in ("test", "validation")),
@@ -85,7 +88,7 @@ def _transform(made: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def requested(run: Mapping[str, Any]) -> str:
+def asked(run: Mapping[str, Any]) -> str:
     """What a run was asked for, in words."""
     config, report = run["config"], run["report"]
     if config.get("budget") is not None:
@@ -93,14 +96,23 @@ def requested(run: Mapping[str, Any]) -> str:
     hoyer = [f"average Hoyer sparsity {config['hoyer']:g}"] if config["hoyer"] is not None else []
     if config["sparsity"] is None and report["scope"] != "by name":
         return hoyer[0] if hoyer else f"all that {config['unit']} allows"
-    # A report has the fraction after rounding to whole units, the config what was typed.
     fraction = report["requested"] if report["scope"] == "by name" else config["sparsity"]
-    return ", ".join([f"{100 * fraction:.6g} % of the {_COSTS.get(report['cost'], report['cost'])}", *hoyer])
+    return ", ".join([f"{100 * fraction:.6g} % of the {cost_words(report['cost'])}", *hoyer])
+
+
+def _attainable(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What whole units allow, where that is something else."""
+    return [] if _hoyer_alone(run) else [("attainable", percent(run["report"]["attainable"], 4))]
+
+
+def _hoyer_alone(run: Mapping[str, Any]) -> bool:
+    config = run["config"]
+    return config["hoyer"] is not None and config["sparsity"] is None and config.get("budget") is None
 
 
 def _achieved(run: Mapping[str, Any]) -> str:
-    config, report = run["config"], run["report"]
-    if config["hoyer"] is not None and config["sparsity"] is None:
+    report = run["report"]
+    if _hoyer_alone(run):
         return f"Hoyer {report['hoyer']:.6f}, {percent(report['sparsity'])} of the weights zero"
     hoyer = "" if report["hoyer"] is None else f", Hoyer {report['hoyer']:.6f}"
     return f"{percent(report['achieved'], 4)} (exact: {'yes' if report['exact'] else 'no'}){hoyer}"
@@ -136,26 +148,19 @@ def layer_table(report: Mapping[str, Any]) -> Table:
     Args:
         report: of the sparsifier, as plain values.
     """
-    # Single weights are counted once; units of an N:M pattern are what goes, not what stays.
-    with_units = report["unit"] != "weight" and ":" not in report["unit"]
+    unit, column = report["unit"], units_column(report["unit"])
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("layer", "all", overflow="fold")
     table.add_column("shape")
-    if with_units:
-        table.add_column("units kept", _total(report["layers"], "units"), justify="right")
-    table.add_column("weights kept", _total(report["layers"], "params"), justify="right")
+    if column:
+        kept, total = (sum(layer[name] for layer in report["layers"]) for name in ("units_kept", "units"))
+        table.add_column(column, units_counted(unit, kept, total), justify="right")
+    # Not the sum of the rows: groups of units share weights.
+    table.add_column("weights kept", part_of(report["params_kept"], report["params"]), justify="right")
     table.add_column("zeros", percent(report["sparsity"]), justify="right", no_wrap=True)
     for layer in report["layers"]:
-        units = [_of(layer["units_kept"], layer["units"])] if with_units else []
+        units = [units_counted(unit, layer["units_kept"], layer["units"])] if column else []
         shape = "x".join(str(length) for length in layer["shape"])
-        weights = _of(layer["params_kept"], layer["params"])
+        weights = part_of(layer["params_kept"], layer["params"])
         table.add_row(layer["name"], shape, *units, weights, percent(layer["sparsity"]))
     return table
-
-
-def _total(layers: Sequence[Mapping[str, Any]], kind: str) -> str:
-    return _of(sum(layer[f"{kind}_kept"] for layer in layers), sum(layer[kind] for layer in layers))
-
-
-def _of(kept: int, total: int) -> str:
-    return f"{kept:,} / {total:,}"
