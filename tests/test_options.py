@@ -97,7 +97,7 @@ def test_nasty_values_of_every_option_are_taken_or_refused_by_name(kind, field):
 
 
 @pytest.mark.parametrize("option", ["target", "scope", "steps", "schedule", "floor", "method"])
-@pytest.mark.parametrize("value", NO_NUMBER, ids=repr)
+@pytest.mark.parametrize("value", NO_NUMBER, ids=lambda value: type(value).__name__)
 def test_values_of_another_kind_are_refused_by_name(option, value):
     model, opt, _ = build("mlp")
     with pytest.raises(ValueError, match=option):
