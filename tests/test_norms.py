@@ -337,8 +337,9 @@ def test_an_average_that_is_changed_meanwhile_is_the_norms_own():
 
 
 def test_statistics_start_anew_in_a_compiled_model():
+    torch._dynamo.reset()
     norm, statistics, inputs, own = averaging(0.25)
-    compiled = torch.compile(norm, backend="eager", fullgraph=True)
+    compiled = torch.compile(nn.Sequential(norm), backend="eager", fullgraph=True)
     compiled(inputs[0])
     statistics.restart()
     compiled(inputs[5])

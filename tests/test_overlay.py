@@ -490,3 +490,31 @@ def test_a_compiled_model_has_no_breaks_and_is_not_compiled_at_every_step():
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+def test_what_wraps_a_module_is_copied_as_what_it_is():
+    torch._dynamo.reset()
+    model, _, batch, _sparsifier = running("mlp", unit="row")
+    inputs, compiled = batch(0)[0], torch.compile(model, backend="eager")
+    want = model.eval()(inputs)
+    for copied in (copy.deepcopy(compiled), copy.deepcopy(nn.Sequential(compiled)), saved(compiled)):
+        assert torch.allclose(copied.eval()(inputs), want, atol=1e-6)
+    assert type(copy.deepcopy(compiled)) is type(compiled)
+    assert [type(m) for m in copy.deepcopy(compiled)._orig_mod] == [type(m) for m in build("mlp")[0]]
+
+
+def test_a_part_that_is_compiled_by_itself_is_gated_and_copied():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    part = torch.compile(nn.Sequential(nn.Linear(20, 18), nn.ReLU()), backend="eager")
+    model, (_, _, batch) = nn.Sequential(part, nn.Linear(18, 8)), build("mlp")
+    kinds = [type(m) for m in model.modules()]
+    opt = torch.optim.SGD(model.parameters(), lr=0.05)
+    sparsifier = setpoint.Sparsifier(model, opt, method="l0", target=0.5, steps=STEPS, schedule=SCHEDULE)
+    train(model, opt, batch, 6)
+    copied, inputs = copy.deepcopy(model).eval(), batch(0)[0]
+    assert [type(m) for m in copied.modules()] == kinds
+    assert torch.allclose(copied(inputs), model.eval()(inputs), atol=1e-6)
+    train(model.train(), opt, batch, STEPS, start=6)
+    assert sparsifier.report().exact
+    assert [type(m) for m in model.modules()] == kinds

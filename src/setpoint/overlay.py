@@ -133,13 +133,15 @@ def _put_over(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]
         "__module__": plain.__module__,
         "__qualname__": plain.__qualname__,
         "__doc__": plain.__doc__,
-        "forward": _forward(plain),
-        "_call_impl": _call(plain),
+        "forward": _marking(plain, "forward", told=False),
+        # All of a call, with the module's hooks.
+        "_call_impl": _marking(plain, "_call_impl", told=True),
         "__copy__": lambda module: copy.copy(_plain(module)),
-        "__deepcopy__": _deepcopy,
-        # By a protocol in which the class may differ from the object's.
-        "__reduce_ex__": lambda module, protocol: _plain(module).__reduce_ex__(1),
+        "__reduce_ex__": _reduce,
     }
+    if hasattr(plain, "__deepcopy__"):
+        # Only then: what wraps a module and passes it questions on would be copied as the module.
+        body["__deepcopy__"] = _deepcopy
     # A class may enter its subclasses somewhere, or ask something of them.
     minds = any("__init_subclass__" in vars(base) for base in plain.__mro__ if base is not object)
     bases = (type("Quiet", (), {"__init_subclass__": classmethod(lambda cls: None)}), plain) if minds else (plain,)
@@ -152,41 +154,28 @@ def _put_over(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]
     return made
 
 
-def _forward(plain: type[nn.Module]) -> Callable[..., Any]:
-    @wraps(plain.forward)
-    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _marking(plain: type[nn.Module], name: str, *, told: bool) -> Callable[..., Any]:
+    """A method of a class that marks a forward pass, and tells the overlays of it where it is not compiled."""
+
+    @wraps(getattr(plain, name))
+    def marking(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(plain, name)
         if torch.compiler.is_exporting():
-            return plain.forward(module, *args, **kwargs)
+            return method(module, *args, **kwargs)
+        overlays = _held(module).overlays if told and not torch.compiler.is_compiling() else ()
         # Also where it is compiled: there may be breaks, between which the code runs as it is.
-        before, _passes.inside = _passes.inside, True
-        try:
-            return plain.forward(module, *args, **kwargs)
-        finally:
-            _passes.inside = before
-
-    return forward
-
-
-def _call(plain: type[nn.Module]) -> Callable[..., Any]:
-    """All of a call, with the module's hooks."""
-
-    @wraps(plain._call_impl)
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting():
-            return plain._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
-        overlays = () if torch.compiler.is_compiling() else _held(module).overlays
         before, _passes.inside = _passes.inside, True
         try:
             for overlay in overlays:
                 overlay.called(module, args)
-            output = plain._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
+            output = method(module, *args, **kwargs)
             for overlay in overlays:
                 overlay.answered(module, output)
             return output
         finally:
             _passes.inside = before
 
-    return call
+    return marking
 
 
 def _reader(name: str) -> Callable[[nn.Module], Any]:
@@ -236,19 +225,61 @@ def _without_overlays(module: nn.Module) -> nn.Module:
     return twin
 
 
-@torch.no_grad()
+@dataclass(frozen=True, eq=False)
+class _Multiplied:
+    """A parameter on its way into a copy or a pickle, where it comes with its gates multiplied in."""
+
+    parameter: nn.Parameter
+    gates: Sequence[Gate]
+
+    @torch.no_grad()
+    def new(self) -> nn.Parameter:
+        return type(self.parameter)(self._tested(self.parameter), self.parameter.requires_grad)
+
+    @torch.no_grad()
+    def into(self, copied: Any) -> None:
+        """Multiply what was copied where it is, so that all that is copied together refers to the same parameter."""
+        if isinstance(copied, Tensor) and copied is not self.parameter:
+            copied.copy_(self._tested(copied))
+
+    def _tested(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        for gate in self.gates:
+            tensor = gate(tensor, False)
+        return tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        copied = copy.deepcopy(self.parameter, memo)
+        self.into(copied)
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.new().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
+
+def _multiplied(module: nn.Module) -> dict[str, _Multiplied]:
+    found = {name: (module._parameters.get(name), gates) for name, gates in _held(module).gates.items()}
+    return {name: _Multiplied(p, gates) for name, (p, gates) in found.items() if isinstance(p, nn.Parameter)}
+
+
 def _plain(module: nn.Module) -> nn.Module:
     """The same with gates multiplied into new parameters."""
     twin = _without_overlays(module)
-    parameters = dict(twin._parameters)
-    for name, gates in _held(module).gates.items():
-        if isinstance(parameter := parameters.get(name), nn.Parameter):
-            parameters[name] = type(parameter)(_tested(gates, parameter.detach()), parameter.requires_grad)
-    vars(twin)["_parameters"] = parameters
+    new = {name: multiplied.new() for name, multiplied in _multiplied(module).items()}
+    vars(twin)["_parameters"] = {**twin._parameters, **new}
     return twin
 
 
-@torch.no_grad()
+def _reduce(module: nn.Module, protocol: Any) -> Any:
+    twin = _plain(module)
+    # By a protocol in which the class may differ from the object's.
+    reduced = twin.__reduce_ex__(1)
+    state = reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
+    if isinstance(state, dict) and state.get("_parameters") is twin._parameters:
+        state["_parameters"] = {**twin._parameters, **_multiplied(module)}
+    return reduced
+
+
 def _deepcopy(module: nn.Module, memo: dict[Any, Any]) -> Any:
     key = (HELD, id(module))
     if key in memo:
@@ -256,15 +287,6 @@ def _deepcopy(module: nn.Module, memo: dict[Any, Any]) -> Any:
         return copy.deepcopy(memo[key], memo)
     memo[key] = _without_overlays(module)
     copied = copy.deepcopy(memo[key], memo)
-    for name, gates in _held(module).gates.items():
-        # Multiplied where it was copied to, so that all that is copied together refers to the same parameter.
-        parameter = getattr(copied, "_parameters", {}).get(name)
-        if parameter is not None and parameter is not module._parameters.get(name):
-            parameter.copy_(_tested(gates, parameter.detach()))
+    for name, multiplied in _multiplied(module).items():
+        multiplied.into(getattr(copied, "_parameters", {}).get(name))
     return copied
-
-
-def _tested(gates: Sequence[Gate], tensor: Tensor) -> Tensor:
-    for gate in gates:
-        tensor = gate(tensor, False)
-    return tensor
