@@ -178,7 +178,8 @@ class Sparsifier:
     @property
     def sparsity(self) -> float:
         """Fraction of zeros in the chosen parameters, counted in the model now; of units behind gates, of shut ones."""
-        return self._zeros(self.inspect())
+        seen = self.inspect()
+        return self._zeros(seen.layers, seen.kept)
 
     @property
     def asked(self) -> float:
@@ -484,7 +485,7 @@ class Sparsifier:
     def _warn_if_begun(self) -> None:
         """Say that the run begins anew, where it looks as if one had been here."""
         steps = max((steps_of(optimizer.state) for optimizer in self._optimizers), default=0)
-        if steps and self._zeros(self.inspect()) > _TELLING:
+        if steps and self.sparsity > _TELLING:
             warn_of_missing_state("begins at step 0, though the model has zeros already: they may come back", steps)
 
     def _asked(self) -> dict[str, Any]:
@@ -591,21 +592,27 @@ class Sparsifier:
             self._support.kept = [held[i] != 0 for i in range(len(self._layers))]
             self._support.clear_state(self._optimizers)
             self._hold()
-        self._history.append({"step": self._step, "asked": self.asked, "zeros": self.sparsity, **gauges})
+        self._history.append({"step": self._step, "asked": self.asked, "zeros": self._zeros(self._layers), **gauges})
 
-    def _zeros(self, seen: Inspection) -> float:
+    def _zeros(self, layers: Sequence[Layer], kept: Sequence[Tensor] = ()) -> float:
         """Fraction of entries that are zero, or of units that are, or behind gates that are shut.
 
         Where the support may hold zeros, of entries outside of it.
+
+        Args:
+            layers: the run's, with the parameters to count in.
+            kept: which of their units are there, where that is known; else they are looked at where it takes that.
         """
-        parameters = {part.name: part.parameter for layer in seen.layers for part in layer.parts}
+        parameters = {part.name: part.parameter for layer in layers for part in layer.parts}
         there = {name: parameter != 0 for name, parameter in parameters.items()}
         if self.method.always_sparse:
             there = {name: entries | self.masks[name].to(entries.device) for name, entries in there.items()}
         gated = self._gates is not None and self._gates.attached
-        for layer, kept in zip(seen.layers, seen.kept):
+        known = kept or self._support.kept
+        for i, layer in enumerate(layers):
             if gated or len(layer.acted_on) < len(layer.parts):
-                for part, spread in layer.spread(kept.float()):
+                units = known[i] if known else self._alive(i, layer)
+                for part, spread in layer.spread(units.float()):
                     there[part.name] = there[part.name] & (spread != 0)
         return 1.0 - count(there.values()) / sum(parameter.numel() for parameter in parameters.values())
 
