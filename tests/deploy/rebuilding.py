@@ -49,7 +49,9 @@ def recipe(name: str):
     def build():
         torch.manual_seed(0)
         model = build_model(name, shape=(3, 32, 32), classes=10, width=0.25)
-        model = model.to(memory_format=torch.channels_last)
+        # Not where a strided 1x1 convolution comes to have few channels: see `with_channels_last` of the recipes.
+        if name != "resnet20":
+            model = model.to(memory_format=torch.channels_last)
         return shrunk(model, torch.randn(2, 3, 32, 32))
 
     return build

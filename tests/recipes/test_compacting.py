@@ -37,7 +37,7 @@ def test_a_run_with_channels_is_made_smaller(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_run_with_whole_layers_is_made_smaller(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    asked = ["--model", "resnet20", "--width", "0.25", "--unit", "layer", "--cost", "flops", "--sparsity", "0.4"]
+    asked = ["--model", "resnet20", "--width", "0.25", "--unit", "layer", "--cost", "flops", "--budget", "0.6"]
     assert run("train", str(folder), *asked, "--epochs", "2", "--no-dense-twin", "--method", "wgsef") == 0
     assert "residual branches" in capsys.readouterr().out
     assert run("compact", str(folder)) == 0

@@ -14,6 +14,7 @@ from setpoint.deploy import compact, load_model, read_metadata
 from setpoint.recipes.config import TrainConfig
 from setpoint.recipes.example import Example
 from setpoint.recipes.models import build_model
+from setpoint.recipes.parts import with_channels_last
 from setpoint.recipes.run_folder import RunFolder
 from setpoint.units import is_coupled
 
@@ -100,7 +101,7 @@ def _dense(config: TrainConfig, run: RunFolder) -> nn.Module:
     about = read_metadata(run.model)
     shape, classes = json.loads(about["shape"]), json.loads(about["classes"])
     model = build_model(str(config.model), shape=tuple(shape), classes=len(classes), width=config.width)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return] # as runs have it
+    return with_channels_last(model)
 
 
 def _with_compact(opened: Opened, device: str) -> Opened:
