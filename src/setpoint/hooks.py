@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -14,11 +15,12 @@ from torch.utils.hooks import RemovableHandle
 
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.optimizers import checked_optimizer, register_step_hooks
-from setpoint.reading import count
 
 NonFinite = Literal["skip", "raise", "unchecked"]
 # So many steps in a row without one finite gradient are no accident of a loss scale.
 _PATIENCE = 100
+# In torch.distributed.checkpoint.state_dict.
+_MAKES_STATE = "_init_optim_state"
 
 
 class StepHooks:
@@ -151,11 +153,14 @@ def _gradients(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _makes_state_only(optimizer: Optimizer) -> bool:
-    """Whether this is the first step, at a learning rate of zero and with gradients of zero."""
+    """Whether this is the step, of learning rate zero, by which torch has an optimizer make its state."""
     if optimizer.state or not all("lr" in group and float(group["lr"]) == 0.0 for group in optimizer.param_groups):
         return False
-    gradients = _gradients(optimizer)
-    return bool(gradients) and count(gradients) == 0
+    # A user's own step may look the same: in a warm-up, of a model without gradients.
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_name != _MAKES_STATE:
+        frame = frame.f_back
+    return frame.f_code.co_name == _MAKES_STATE
 
 
 def checked_optimizers(given: Optimizer | Sequence[Optimizer]) -> OptimizerSet:
