@@ -22,7 +22,8 @@ def run_tables(run: Mapping[str, Any]) -> Group:
         run: the contents of a run's report.json.
     """
     made = run.get("transform") or {}
-    dense = {**made.get("left_dense", {}), **run["report"]["left_dense"]}
+    # Why the transformation left a weight as it is says more than that the run was not told of it.
+    dense = {**run["report"]["left_dense"], **made.get("left_dense", {})}
     report = run["report"]
     about = notes(report["unit"], shared=sum(layer["params"] for layer in report["layers"]) > report["params"])
     about += [f"left dense: {name}, {why}" for name, why in dense.items()]
