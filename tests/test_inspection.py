@@ -179,6 +179,7 @@ def test_a_model_that_is_not_what_the_run_left_is_not_used_in_silence(use, tmp_p
 def test_a_run_that_is_forgotten_before_its_target_says_so():
     model, opt, batch, sparsifier = run(steps=100)
     train(model, opt, batch, 5)
+    gc.collect()  # what other tests have forgotten
     del sparsifier, opt
     with pytest.warns(setpoint.UnfinishedRunWarning, match="gone before its target was met, at step 5 of 100"):
         gc.collect()
@@ -190,6 +191,7 @@ def test_a_run_that_met_its_target_or_was_let_go_is_forgotten_in_silence(ended):
     train(model, opt, batch, {"frozen": 10, "removed": 5, "untouched": 0}[ended])
     if ended == "removed":
         sparsifier.remove()
+    gc.collect()  # what other tests have forgotten
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del sparsifier, opt

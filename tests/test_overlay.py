@@ -456,7 +456,7 @@ def test_signatures_names_and_classes_are_as_before():
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.filterwarnings("error::UserWarning", "ignore::setpoint.UnfinishedRunWarning")
 def test_exported_programs_are_gated(strict):
     torch.manual_seed(0)
     model, x = Twice(Reading()).eval(), torch.randn(3, 4)
