@@ -57,7 +57,7 @@ def test_a_lazy_model_is_taken_after_its_first_forward_pass():
 
 @pytest.mark.parametrize("optimizer", [None, torch.optim.SGD, "sgd"])
 def test_what_is_no_optimizer(optimizer):
-    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, not (NoneType|type|str)"):
+    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, .*not (NoneType|type|str)"):
         setpoint.Sparsifier(linear(), optimizer, target=0.5, steps=9)
 
 
