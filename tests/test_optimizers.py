@@ -533,3 +533,45 @@ def test_a_learning_rate_of_zero_hides_nothing():
     inner = torch.optim.SGD(model.parameters(), lr=0.0)
     with pytest.raises(ValueError, match="brings weights back"):
         checked_optimizer(Hidden(inner))
+
+
+class Stacked(Optimizer):
+    """Two speeds of momentum: in one tensor, but for large weights, which have a tensor of bfloat16 for each."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1e-2})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(self._momenta(p).sum(0).to(p), alpha=group["lr"])
+
+    def _momenta(self, p):
+        state = self.state[p]
+        if p.numel() < 200:
+            momenta = state.setdefault("momenta", torch.zeros(2, *p.shape))
+        else:
+            momenta = [state.setdefault(name, torch.zeros_like(p, dtype=torch.bfloat16)) for name in ("fast", "slow")]
+        for momentum, speed in zip(momenta, (0.1, 0.01)):
+            momentum.lerp_(p.grad.to(momentum), speed)
+        return momenta if isinstance(momenta, torch.Tensor) else torch.stack(momenta)
+
+
+@pytest.mark.parametrize("sizes", [(30, 20, 4), (9, 7, 4), (30, 20, 2)])
+@pytest.mark.parametrize("method", ["magnitude", "rigl"])
+def test_momenta_that_are_stacked_are_cleared_with_their_weights(sizes, method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(*sizes[:2]), nn.ReLU(), nn.Linear(*sizes[1:]))
+    optimizer = Stacked(model.parameters())
+    sparsifier = setpoint.Sparsifier(model, optimizer, method=method, target=0.8, steps=20)
+    for _ in range(22):
+        optimizer.zero_grad()
+        model(torch.randn(8, sizes[0])).square().mean().backward()
+        optimizer.step()
+    assert sparsifier.report().exact
+    for name, mask in sparsifier.masks.items():
+        for momentum in optimizer.state[model.get_parameter(name)].values():
+            assert not bool((momentum * ~mask).any())
+            assert bool((momentum * mask).any())

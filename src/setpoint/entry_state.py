@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
+# More tensors than this of a parameter's shape in one are no moments of several speeds.
+_STACKED = 8
 # A copy of a weight has moved by less than this part of it after a step.
 _NEAR = 0.3
 # Where a tensor stands in the state of a parameter: the number of the holder, then keys and indices.
@@ -66,7 +68,8 @@ class Memory:
         slot = self.slots.get(slot_key(parameter, path, value))
         if slot is not None:
             return slot
-        if value.shape != parameter.shape or not value.dtype.is_floating_point or is_encoded(value):
+        shaped = value.shape == parameter.shape or _is_stack(value, parameter.shape)
+        if not shaped or not value.dtype.is_floating_point or is_encoded(value):
             return Slot("other")
         return Slot("own" if self.complete else "copy")
 
@@ -153,13 +156,24 @@ def decoded(value: Tensor) -> Tensor:
     return value.dequantize() if is_encoded(value) else value
 
 
+def _is_stack(value: Tensor, shape: torch.Size) -> bool:
+    """Whether a tensor is a few of that shape, one upon the other, as moments of several speeds are."""
+    return len(shape) > 1 and value.ndim == len(shape) + 1 and value.shape[1:] == shape and len(value) <= _STACKED
+
+
+def _shaped(where: Tensor, value: Tensor) -> Tensor:
+    """Entries of a parameter, as a tensor of its state has them."""
+    where = where.to(value.device)
+    return where.expand(value.shape) if _is_stack(value, where.shape) else where.reshape(value.shape)
+
+
 def fill(value: Tensor, where: Tensor, number: float) -> None:
     """Set some entries, in whatever way the tensor stores its numbers."""
-    where = where.to(value.device)
+    where = _shaped(where, value)
     if is_encoded(value):
-        value.copy_(decoded(value).masked_fill(where.reshape(value.shape), number))
+        value.copy_(decoded(value).masked_fill(where, number))
     else:
-        value.masked_fill_(where.reshape(value.shape), number)
+        value.masked_fill_(where, number)
 
 
 def is_near(value: Tensor, weight: Tensor, gone: Tensor) -> bool:
@@ -179,11 +193,13 @@ def slot_of(value: Tensor, gone: Tensor, beside: Sequence[Tensor], kind: Kind) -
         beside: all tensors of the same state.
         kind: what it is taken for.
     """
-    if value.numel() != gone.numel():
+    stacked = _is_stack(value, gone.shape)
+    if value.numel() != gone.numel() and not stacked:
         return Slot("other")
     try:
-        numbers = decoded(value).reshape(gone.shape)
-        at_zero, others = numbers[gone.to(value.device)], numbers[~gone.to(value.device)]
+        numbers = decoded(value)
+        there = _shaped(gone, numbers)
+        at_zero, others = numbers[there], numbers[~there]
         if kind == "copy":
             fill(value, gone, 0.0)
             return Slot("copy")
@@ -196,7 +212,7 @@ def slot_of(value: Tensor, gone: Tensor, beside: Sequence[Tensor], kind: Kind) -
         return Slot("other")
     if not alike:
         return Slot("mixed" if value.dtype.is_floating_point else "other")
-    return Slot("own", blank, value.dtype.is_floating_point and bool((others > 0).all()))
+    return Slot("own", blank, value.dtype.is_floating_point and not stacked and bool((others > 0).all()))
 
 
 def _code_of_zero(beside: Sequence[Tensor], code: int) -> int:
