@@ -248,3 +248,100 @@ def test_zeros_are_applied_to_an_average_that_nobody_followed():
         sparsifier.apply(nn.Linear(3, 3))
     with pytest.raises(ValueError, match="no copy of the run's model"):
         sparsifier.follow(nn.Linear(3, 3))
+
+
+ZEROS = {
+    "all": lambda weight: weight.zero_(),
+    "a soft threshold": lambda weight: weight.copy_(
+        weight.sign() * (weight.abs() - weight[weight != 0].abs().median()).clamp(min=0.0)
+    ),
+    "the half": lambda weight: weight.flatten()[::2].zero_(),
+    "underflow": lambda weight: weight.mul_(1e-30).mul_(1e-30),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("way", ZEROS)
+def test_more_zeros_than_were_asked_for_are_not_exact_either(method, way):
+    model, opt, batch, sparsifier = run(method)
+    train(model, opt, batch, STEPS)
+    assert sparsifier.exact
+    with torch.no_grad():
+        ZEROS[way](model[0].weight)
+    report = sparsifier.report()
+    assert not report.exact
+    assert "kept are zero" in report.differences["0.weight"]
+    left = {la.name: la for la in report.layers}["0.weight"]
+    assert left.units_kept == left.params_kept == int((model[0].weight != 0).sum())
+
+
+def test_kept_rows_that_are_zero_are_seen():
+    model, opt, batch, sparsifier = run(unit="row")
+    train(model, opt, batch, STEPS)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    report = sparsifier.report()
+    assert not report.exact
+    assert report.layers[0].units_kept == 0
+
+
+def test_weights_that_were_zero_when_they_were_kept_are_no_difference():
+    model, opt, batch = build("mlp")
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0.0
+        model[2].weight.zero_()
+        model[4].weight.zero_()
+    opt.param_groups[0]["lr"] = 0.0
+    sparsifier = setpoint.Sparsifier(model, opt, method="magnitude", target=0.1, steps=STEPS)
+    train(model, opt, batch, STEPS)
+    assert sparsifier.report().differences == {}
+    assert sparsifier.exact
+
+
+@pytest.mark.parametrize("method", ["static", "set", "rigl"])
+def test_a_run_that_is_sparse_throughout_has_met_its_target_from_the_start(method):
+    gc.collect()  # what other tests have forgotten
+    model, opt, batch, sparsifier = run(method)
+    train(model, opt, batch, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sparsifier.report().exact
+        del sparsifier, opt
+        gc.collect()
+
+
+def test_a_hoyer_sparsity_that_is_reached_is_exact():
+    model, opt, batch, sparsifier = run("gsp", target=setpoint.Target(hoyer=0.8))
+    assert not sparsifier.exact
+    train(model, opt, batch, STEPS)
+    report = sparsifier.report()
+    assert report.exact
+    assert report.hoyer >= report.hoyer_asked - 1e-6 == 0.8 - 1e-6
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    assert not sparsifier.exact
+
+
+def test_what_is_no_model_is_refused_in_a_sentence(tmp_path):
+    model, opt, batch, sparsifier = run()
+    train(model, opt, batch, STEPS)
+    setpoint.save(model, tmp_path / "a.safetensors")
+    state = model.state_dict()
+    for call in (
+        lambda: sparsifier.apply(state),
+        lambda: sparsifier.follow(state),
+        lambda: setpoint.save(sparsifier, tmp_path / "b.safetensors"),
+        lambda: setpoint.compact(state, batch(0)[0]),
+        lambda: setpoint.load(tmp_path / "a.safetensors", "x"),
+    ):
+        with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
+            call()
+
+
+def test_a_run_after_one_that_was_let_go_begins_in_silence():
+    model, opt, batch, sparsifier = run()
+    train(model, opt, batch, STEPS)
+    sparsifier.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        setpoint.Sparsifier(model, opt, method="magnitude", target=0.9, steps=STEPS)

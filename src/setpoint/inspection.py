@@ -14,6 +14,9 @@ from setpoint.units import Layer, plain_name
 
 _Words = dict[str, str]
 
+# One in so many kept weights may be zero at a moment, in low precision, as it passes through zero in training.
+_PASSING = 1000
+
 # What to do about differences.
 APPLY = "sparsifier.apply() sets what the run has pruned to zero again"
 
@@ -41,6 +44,7 @@ def inspect(
     layers: Sequence[Layer],
     pruned: Mapping[str, Tensor],
     kept: Sequence[Tensor],
+    empty: Sequence[Tensor],
     alive: Callable[[int, Layer], Tensor],
 ) -> Inspection:
     """Look at the parameters that a model has now, under the names that a run knows.
@@ -49,17 +53,28 @@ def inspect(
         model: the run's, unwrapped.
         layers: the run's.
         pruned: by parameter, True where an entry must be zero.
-        kept: by layer, the units of the support; empty before it is known.
+        kept: by layer, the units of the support; none before it is known.
+        empty: by layer, which of these were zero when the run left them; none where kept units may become zero.
         alive: which units of a layer are there by its entries, given its number.
     """
     now, lost, replaced = _present(model, layers)
     differences = lost | _not_finite(now) | _not_zero(now, pruned, skip=lost)
     there = tuple(_with(layer, now) for layer in layers)
-    units = tuple(
-        kept[i] if kept and not any(part.name in differences for part in layer.parts) else alive(i, layer)
-        for i, layer in enumerate(there)
-    )
-    return Inspection(there, units, differences, lost | replaced)
+    units: list[Tensor] = []
+    for i, layer in enumerate(there):
+        sound = kept and not any(part.name in differences for part in layer.parts)
+        living = None if sound and not empty else alive(i, layer)
+        missing = int((kept[i] & ~living & ~empty[i]).sum()) if sound and living is not None else 0
+        if sound and missing * _PASSING <= int(kept[i].sum()):
+            units.append(kept[i])
+            continue
+        if sound:
+            differences[layer.parts[0].name] = (
+                f"{missing:,} of the {int(kept[i].sum()):,} units that the run has kept are zero, and were not when it "
+                "left them"
+            )
+        units.append(alive(i, layer) if living is None else living)
+    return Inspection(there, tuple(units), differences, lost | replaced)
 
 
 def listed(differences: Mapping[str, str], most: int = 4) -> str:
@@ -87,8 +102,13 @@ def find_parameters(model: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[
     """The parameters of some names and shapes, in a model or in one that it wraps.
 
     Raises:
+        TypeError: for what is no model.
         ValueError: naming one that is missing.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"expected a model that holds the run's parameters, a torch.nn.Module, not {type(model).__name__}"
+        )
     for module in model.modules():
         there = _by_name(module)
         if all(name in there and there[name].shape == shape for name, shape in shapes.items()):

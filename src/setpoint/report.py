@@ -13,6 +13,9 @@ from setpoint.reading import count
 from setpoint.report_text import in_text
 from setpoint.units import Layer
 
+# Of an average Hoyer sparsity, which is solved for in floating point.
+_SLACK = 1e-6
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -94,7 +97,9 @@ class BudgetReport:
     def exact(self) -> bool:
         """Whether the budget is kept and one more unit would break it."""
         slack = max(1e-9, 2e-12 * self.total)
-        full = self.cheapest_gone is None or self.kept + self.cheapest_gone > self.budget + slack
+        # One that asks for nothing to go, beside a Hoyer sparsity, is kept whatever goes.
+        asks = self.requested > 0.0 and self.cheapest_gone is not None
+        full = not asks or self.kept + (self.cheapest_gone or 0.0) > self.budget + slack
         return self.kept <= self.budget + slack and full
 
     @property
@@ -155,6 +160,7 @@ class Report:
         differences: by parameter, how the model is not what the run left in it; any makes `exact` false.
         detached: by parameter, why the run's optimizers do not train it any more.
         hoyer: average Hoyer sparsity reached, where one was asked for.
+        hoyer_asked: the one that was asked for.
         latency: of a target in milliseconds.
         skipped_steps: optimizer steps skipped for gradients that were not finite.
     """
@@ -177,6 +183,7 @@ class Report:
     differences: dict[str, str]
     detached: dict[str, str]
     hoyer: float | None
+    hoyer_asked: float | None
     latency: LatencyReport | None
     skipped_steps: int
 
@@ -207,8 +214,12 @@ class Report:
 
     @property
     def exact(self) -> bool:
-        """Whether the model holds what the run left, every budget is met, and none could keep one more unit."""
-        return not self.differences and all(b.exact for b in self.budgets)
+        """Whether the model holds what the run left, every budget is met, and none could keep one more unit.
+
+        Where an average Hoyer sparsity was asked for, whether it is reached as well.
+        """
+        reached = self.hoyer is None or self.hoyer >= (self.hoyer_asked or 0.0) - _SLACK
+        return not self.differences and reached and all(b.exact for b in self.budgets)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -226,11 +237,11 @@ class Report:
 
 def in_words(target: Target | None, scope: Scope) -> str:
     """What was asked for."""
-    if target is not None:
-        return str(target)
+    whole = "all that the pattern allows" if target is None else str(target)
     if isinstance(scope, str):
-        return "all that the pattern allows"
-    return ", ".join(f"{glob}: {100 * sparsity:.6g} % go" for glob, sparsity in scope.items())
+        return whole
+    named = ", ".join(f"{glob}: {100 * sparsity:.6g} % go" for glob, sparsity in scope.items())
+    return named if target is None else f"{named}, others: {whole}"
 
 
 def _number(value: float) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch.optim import Optimizer
@@ -23,6 +24,8 @@ from setpoint.unfinished import warn_caller
 # In a parameter group: the carrier while there are runs, and the bytes in a state dict.
 KEY = "setpoint"
 _MAGIC = b"setpoint-run-1"
+# Optimizers that a run has left: that they hold no state of one is no loss.
+_LET_GO: WeakSet[Optimizer] = WeakSet()
 _DIGEST = 16
 
 
@@ -124,7 +127,8 @@ class RunCarrier:
         return state is not None
 
     def leave(self, run: CarriedRun, optimizer: Optimizer) -> None:
-        """Carry a run no longer."""
+        """Carry a run no longer, whose owner has let go of it."""
+        _LET_GO.add(optimizer)
         self._runs = [other for other in self._runs if other is not run]
         self._end_if_empty(optimizer)
 
@@ -232,6 +236,11 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
 
+def was_let_go(optimizer: Optimizer) -> bool:
+    """Whether a run has left this optimizer."""
+    return optimizer in _LET_GO
+
+
 def steps_of(state: Mapping[Any, Any]) -> int:
     """How many steps an optimizer says that it has taken; 0 where it does not say."""
     said = (entry.get("step") for entry in state.values() if isinstance(entry, Mapping))
@@ -250,5 +259,6 @@ def warn_of_missing_state(where: str, steps: int) -> None:
     taken = f" after {steps:,} steps" if steps else ""
     warn_caller(
         f"the optimizer's state{taken} holds no state of a setpoint run, so the run {where}. If it was saved with a "
-        "run, the road that it took has dropped it: save optimizer.state_dict() whole, with its param_groups"
+        "run, the road that it took has dropped it: save optimizer.state_dict() whole, with its param_groups, and with "
+        "torch.distributed.checkpoint build the Sparsifier before you load"
     )

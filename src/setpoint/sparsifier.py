@@ -32,10 +32,10 @@ from setpoint.moments import graph_kept
 from setpoint.norms import NormStatistics
 from setpoint.reading import count
 from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report, in_words
-from setpoint.run_state import RunCarrier, differing, steps_of, warn_of_missing_state
+from setpoint.run_state import RunCarrier, differing, steps_of, warn_of_missing_state, was_let_go
 from setpoint.support import Support
 from setpoint.unfinished import CopiedRun, Progress, warn_caller
-from setpoint.units import Layer, Patterns, Skipped, Unit, choose, named_matrices, unit_name, unwrap
+from setpoint.units import Layer, Patterns, Skipped, Unit, check_model, choose, named_matrices, unit_name, unwrap
 
 # A larger fraction of zeros than this is no accident.
 _TELLING = 0.05
@@ -96,6 +96,7 @@ class Sparsifier:
         floor: int = 1,
         nonfinite: NonFinite = "skip",
     ) -> None:
+        check_model(model)
         optimizers, model = checked_optimizers(optimizer), unwrap(model)
         self.model = model
         self.method = make_method(method)
@@ -159,6 +160,7 @@ class Sparsifier:
         if self.method.always_sparse:
             self._support.remember_dense()
             self._update()
+            self._progress.met = True
 
     @property
     def _first_optimizer(self) -> Optimizer:
@@ -261,6 +263,7 @@ class Sparsifier:
         self._memories = [{} for _ in self._budgets]
         self._statistics.restart()
         self._hold()
+        self._support.note_empty()
         self._follow()
         self._progress.met = True
 
@@ -303,7 +306,10 @@ class Sparsifier:
     @torch.no_grad()
     def inspect(self) -> Inspection:
         """The run's layers as the model has them now, and what differs from what the run left there."""
-        return inspect(self.model, self._layers, self._support.pruned, self._support.kept, self._alive)
+        support = self._support
+        # A method that goes on projecting in the frozen phase may leave kept units at zero.
+        empty = () if self.method.settles(self.target) else support.empty
+        return inspect(self.model, self._layers, support.pruned, support.kept, empty, self._alive)
 
     def report(self) -> Report:
         """What was asked, what is attainable and what has been reached, counted in the model as it is now.
@@ -341,6 +347,7 @@ class Sparsifier:
             differences=seen.differences,
             detached=seen.detached,
             hoyer=self._hoyer(),
+            hoyer_asked=None if self.target is None else self.target.hoyer,
             latency=self._latency_report(seen.kept),
             skipped_steps=self._hooks.skipped,
         )
@@ -461,7 +468,8 @@ class Sparsifier:
         self._support.restore_dense(state)
         self._support.load_state_dict(state)
         self._step, self._frozen = int(state["step"]), bool(state["frozen"])
-        self._progress.step, self._progress.met = self._step, self._frozen
+        self._progress.step = self._step
+        self._progress.met = self._frozen or self.method.always_sparse
         self._frozen_at = int(state["frozen_at"])
         self._history = [dict(row) for row in state["history"]]
         self._memories = [
@@ -485,7 +493,7 @@ class Sparsifier:
     def _warn_if_begun(self) -> None:
         """Say that the run begins anew, where it looks as if one had been here."""
         steps = max((steps_of(optimizer.state) for optimizer in self._optimizers), default=0)
-        if steps and self.sparsity > _TELLING:
+        if steps and not was_let_go(self._first_optimizer) and self.sparsity > _TELLING:
             warn_of_missing_state("begins at step 0, though the model has zeros already: they may come back", steps)
 
     def _asked(self) -> dict[str, Any]:
@@ -592,6 +600,7 @@ class Sparsifier:
             self._support.kept = [held[i] != 0 for i in range(len(self._layers))]
             self._support.clear_state(self._optimizers)
             self._hold()
+            self._support.note_empty()
         self._history.append({"step": self._step, "asked": self.asked, "zeros": self._zeros(self._layers), **gauges})
 
     def _zeros(self, layers: Sequence[Layer], kept: Sequence[Tensor] = ()) -> float:

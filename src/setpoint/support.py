@@ -24,8 +24,9 @@ class Support:
         parameters: of the layers, by name.
         pruned: by parameter, True where an entry is zero: fixed once frozen; before that, what a method holds at zero
             until its next update.
-        kept: by layer, which units are kept: once frozen, and of a method that is always sparse from the start; empty
+        kept: by layer, which units are kept: once frozen, and of a method that is always sparse from the start; none
             before they are known.
+        empty: by layer, which of the kept units were zero when these were chosen, as weights are that have just grown.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -33,6 +34,7 @@ class Support:
         self.parameters = {part.name: part.parameter for layer in layers for part in layer.parts}
         self.pruned: dict[str, Tensor] = {}
         self.kept: list[Tensor] = []
+        self.empty: list[Tensor] = []
         self._dense: dict[str, Tensor] = {}
 
     @property
@@ -62,6 +64,10 @@ class Support:
         """Zero the gradients of what is pruned."""
         for name, pruned in self.pruned.items():
             mask_gradient(self.parameters[name], pruned)
+
+    def note_empty(self) -> None:
+        """Note which of the kept units are zero now."""
+        self.empty = [kept & ~layer.alive() for kept, layer in zip(self.kept, self._layers)]
 
     def remember_dense(self) -> None:
         """Note the parameters as they are before a first support is drawn."""
@@ -100,14 +106,16 @@ class Support:
         return {
             "pruned": {name: pack_bits(pruned) for name, pruned in self.pruned.items()},
             "kept": [pack_bits(kept) for kept in self.kept],
+            "empty": [pack_bits(empty) for empty in self.empty],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state back; the parameters stay as they are."""
         self.pruned = self._unpacked(state)
-        self.kept = [
-            unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state["kept"], self._layers)
-        ]
+        self.kept, self.empty = (
+            [unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state[key], self._layers)]
+            for key in ("kept", "empty")
+        )
 
     def _unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         return {

@@ -69,9 +69,11 @@ def save(
         ArchiveError: If an entry is no plain tensor with data: sparse, quantised, sharded, on the meta device.
         FileNotFoundError: If the folder does not exist.
         OSError: If the file cannot be written, with a sentence that says why.
-        TypeError: If the metadata are not strings.
+        TypeError: If it is neither a model nor a state dict, or if the metadata are not strings.
     """
     path = Path(path)
+    if not isinstance(model, nn.Module | Mapping):
+        raise TypeError(f"model must be a torch.nn.Module or a state dict, not {type(model).__name__}")
     if isinstance(model, nn.Module):
         for run in holders(unwrap(model)):
             run.check("the model was saved")
@@ -123,6 +125,8 @@ def load(
         ArchiveError: If the file is truncated, altered, not written by `save`, or does not fit the model.
         FileNotFoundError: If there is no such file.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module to load into, or left out, not {type(model).__name__}")
     if model is None:
         return _load_alone(Path(path), torch.device(device))
     inner = unwrap(model)

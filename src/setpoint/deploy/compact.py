@@ -12,7 +12,7 @@ from torch.utils import _pytree
 
 from setpoint.claims import holders
 from setpoint.deploy.running import difference, outputs_of
-from setpoint.inputs import call_arguments
+from setpoint.inputs import call_arguments, failure
 from setpoint.inspection import APPLY, listed
 from setpoint.sparsifier import Sparsifier
 from setpoint.units import COUPLED, Layer, layers_of, unwrap
@@ -38,16 +38,27 @@ def compact(source: Sparsifier | nn.Module, example_inputs: Any = None) -> nn.Mo
             outputs of both models on them are compared, in evaluation mode. A model needs them, to derive the units.
 
     Raises:
-        ValueError: for a run that is not frozen, or whose units leave the shapes as they are; for a model without
-            example inputs.
+        TypeError: for what is neither a run nor a model.
+        ValueError: for a run that is not frozen, or whose units leave the shapes as they are; for a run whose model is
+            not what it left; for a model without example inputs, and for inputs that the model cannot be called with.
         RuntimeError: if the outputs differ.
     """
+    if not isinstance(source, Sparsifier | nn.Module):
+        raise TypeError(f"source must be a Sparsifier or a torch.nn.Module, not {type(source).__name__}")
     model, wiring, kept = _of_run(source) if isinstance(source, Sparsifier) else _of_model(source, example_inputs)
     small = copy.deepcopy(model)
     wiring.resize(small, kept)
     if example_inputs is not None:
+        _check_call(model, example_inputs)
         compare_outputs(model, small, example_inputs)
     return small
+
+
+def _check_call(model: nn.Module, example_inputs: Any) -> None:
+    try:
+        outputs_of(model, example_inputs)
+    except Exception as error:
+        raise ValueError(f"the model cannot be called with example_inputs: {failure(error, example_inputs)}") from error
 
 
 def _of_run(sparsifier: Sparsifier) -> tuple[nn.Module, Wiring, dict[str, Tensor]]:

@@ -1,5 +1,6 @@
 """What becomes zero together: partitions of parameters into units."""
 
+from setpoint.units.checks import check_model
 from setpoint.units.choose import choose
 from setpoint.units.coupled import layers_of, wiring_for
 from setpoint.units.kinds import NM, Blocks, Slices, partition
@@ -29,6 +30,7 @@ __all__ = [
     "Slices",
     "Unit",
     "VectorKind",
+    "check_model",
     "choose",
     "is_coupled",
     "layers_of",
