@@ -234,3 +234,9 @@ def test_analyse_shows_groups_and_refusals(capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert "cannot be made" in complaint(capsys, "analyse", "torch.nn:Nothing")
     assert "is no shape" in complaint(capsys, "analyse", "resnet20", "--shape", "large")
+
+
+def test_a_comparison_is_drawn_as_png_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compare", str(tmp_path), "--out", str(tmp_path / "plot.txt")) == 2
+    assert "ends in .png" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "plot.txt").exists()

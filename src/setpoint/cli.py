@@ -109,6 +109,8 @@ def compare(*runs: Path, out: Path | None = None) -> None:
 
     if not runs:
         raise ValueError("name the folders of the runs to compare, such as: setpoint compare runs/*")
+    if out is not None and out.suffix != ".png":
+        raise ValueError(f"--out {out}: the plot is a PNG; name a file that ends in .png")
     groups = group_runs([_read_run(run) for run in runs])
     console = Console()
     console.print(compare_table(groups))

@@ -307,9 +307,16 @@ class Sparsifier:
     def inspect(self) -> Inspection:
         """The run's layers as the model has them now, and what differs from what the run left there."""
         support = self._support
-        # A method that goes on projecting in the frozen phase may leave kept units at zero.
+        # A method that goes on projecting in the frozen phase may leave kept units at zero. Where no budget was asked
+        # for, units are there or not as it leaves them.
         empty = () if self.method.settles(self.target) else support.empty
-        return inspect(self.model, self._layers, support.pruned, support.kept, empty, self._alive)
+        kept = support.kept if self._has_budget else ()
+        return inspect(self.model, self._layers, support.pruned, kept, empty, self._alive)
+
+    @property
+    def _has_budget(self) -> bool:
+        """Whether zeros were asked for, beside or instead of a Hoyer sparsity."""
+        return self.target is None or self.target.has_budget or not isinstance(self._scope, str)
 
     def report(self) -> Report:
         """What was asked, what is attainable and what has been reached, counted in the model as it is now.
@@ -323,7 +330,6 @@ class Sparsifier:
         seen = self.inspect()
         left = [*self._selection.skipped, *self._joined()]
         own = {b.layers[0]: b.requested for b in self._budgets if len(b.layers) == 1}
-        has_budget = self.target is None or self.target.has_budget or not isinstance(self._scope, str)
         tensors = {part.name: part.parameter for layer in seen.layers for part in layer.parts}
         return Report(
             method=self.method.name,
@@ -335,7 +341,7 @@ class Sparsifier:
             steps=self.timeline.steps,
             phase=self.phase,
             layers=tuple(
-                LayerReport.of(layer, kept, own.get(i) if has_budget else None)
+                LayerReport.of(layer, kept, own.get(i) if self._has_budget else None)
                 for i, (layer, kept) in enumerate(zip(seen.layers, seen.kept))
             ),
             budgets=tuple(BudgetReport.of(b, self._layers, seen.kept) for b in self._budgets),

@@ -198,7 +198,7 @@ def check_sparsity(name: str, value: Any) -> float | None:
         return None
     found = number(name, value, "0.9")
     if not 0.0 < found < 1.0:
-        meant = f"; did you mean {found / 100:g}?" if 1.0 < found < 100.0 else ""
+        meant = f"; did you mean {found / 100:g}?" if 2.0 <= found < 100.0 else ""
         raise ValueError(f"{name}={value} must lie strictly between 0 and 1 (0.9 means that 90 % goes){meant}")
     return float(found)
 
