@@ -54,7 +54,8 @@ def inspect(
         layers: the run's.
         pruned: by parameter, True where an entry must be zero.
         kept: by layer, the units of the support; none before it is known.
-        empty: by layer, which of these were zero when the run left them; none where kept units may become zero.
+        empty: by layer, the numbers of those that were zero when the support was fixed; none where kept units may be
+            zero, as weights are that have just grown.
         alive: which units of a layer are there by its entries, given its number.
     """
     now, lost, replaced = _present(model, layers)
@@ -64,7 +65,7 @@ def inspect(
     for i, layer in enumerate(there):
         sound = kept and not any(part.name in differences for part in layer.parts)
         living = None if sound and not empty else alive(i, layer)
-        missing = int((kept[i] & ~living & ~empty[i]).sum()) if sound and living is not None else 0
+        missing = 0 if living is None or not sound else _missing(kept[i], living, empty[i])
         if sound and missing * _PASSING <= int(kept[i].sum()):
             units.append(kept[i])
             continue
@@ -75,6 +76,13 @@ def inspect(
             )
         units.append(alive(i, layer) if living is None else living)
     return Inspection(there, tuple(units), differences, lost | replaced)
+
+
+def _missing(kept: Tensor, living: Tensor, empty: Tensor) -> int:
+    """How many kept units are zero, and were not when they were kept."""
+    missing = (kept & ~living).flatten()
+    missing[empty] = False
+    return int(missing.sum())
 
 
 def listed(differences: Mapping[str, str], most: int = 4) -> str:

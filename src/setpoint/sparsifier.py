@@ -606,7 +606,6 @@ class Sparsifier:
             self._support.kept = [held[i] != 0 for i in range(len(self._layers))]
             self._support.clear_state(self._optimizers)
             self._hold()
-            self._support.note_empty()
         self._history.append({"step": self._step, "asked": self.asked, "zeros": self._zeros(self._layers), **gauges})
 
     def _zeros(self, layers: Sequence[Layer], kept: Sequence[Tensor] = ()) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from setpoint.functional.bits import pack_bits, unpack_bits
 from setpoint.moments import clear_state, mask_copies, mask_gradient
 from setpoint.optimizer_set import OptimizerSet
+from setpoint.reading import read
 from setpoint.units import Layer
 
 
@@ -26,7 +27,7 @@ class Support:
             until its next update.
         kept: by layer, which units are kept: once frozen, and of a method that is always sparse from the start; none
             before they are known.
-        empty: by layer, which of the kept units were zero when these were chosen, as weights are that have just grown.
+        empty: by layer, the numbers of those kept units that were zero when the support was fixed; none before.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -66,8 +67,14 @@ class Support:
             mask_gradient(self.parameters[name], pruned)
 
     def note_empty(self) -> None:
-        """Note which of the kept units are zero now."""
-        self.empty = [kept & ~layer.alive() for kept, layer in zip(self.kept, self._layers)]
+        """Note which of the kept units are zero now: few, if any."""
+        empty = [(kept & ~layer.alive()).flatten() for kept, layer in zip(self.kept, self._layers)]
+        # The numbers of a layer make the program wait for a GPU, so all layers are counted first, at once.
+        counts = read([units.sum() for units in empty])
+        self.empty = [
+            units.nonzero().flatten() if count else torch.zeros(0, dtype=torch.long, device=units.device)
+            for units, count in zip(empty, counts)
+        ]
 
     def remember_dense(self) -> None:
         """Note the parameters as they are before a first support is drawn."""
@@ -106,16 +113,16 @@ class Support:
         return {
             "pruned": {name: pack_bits(pruned) for name, pruned in self.pruned.items()},
             "kept": [pack_bits(kept) for kept in self.kept],
-            "empty": [pack_bits(empty) for empty in self.empty],
+            "empty": list(self.empty),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state back; the parameters stay as they are."""
         self.pruned = self._unpacked(state)
-        self.kept, self.empty = (
-            [unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state[key], self._layers)]
-            for key in ("kept", "empty")
-        )
+        self.kept = [
+            unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state["kept"], self._layers)
+        ]
+        self.empty = [numbers.to(layer.device) for numbers, layer in zip(state["empty"], self._layers)]
 
     def _unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         return {

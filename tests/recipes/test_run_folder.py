@@ -209,4 +209,4 @@ def test_a_twin_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         assert dense._read(path) is None
     assert train_run(config, tmp_path / "second").dense_test_loss == first.dense_test_loss
-    assert path.stat().st_size == len(whole)
+    assert dense._read(path) is not None
