@@ -126,7 +126,7 @@ def test_reports_and_comparisons_show_it(tmp_path: Path) -> None:
     assert f"{made['dense_flops']:,} dense, {made['flops']:,} sparse" in shown
     assert f"{made['stored_flops']:,} ({made['stored_flops'] / made['dense_flops']:.2f} times the dense" in shown
     assert f"{made['dense_parameters']:,} dense, {made['parameters']:,} transformed" in shown
-    assert "left dense: conv1.weight, it reads the model's input" in shown
+    assert "it reads the model's input: conv1.weight" in shown
     assert "convnet, factorized (norm-relu) for 75 %, on digits" in text(run_tables(runs[2]))
     compared = text(compare_table(group_runs(runs)))
     assert "transform wide" in compared

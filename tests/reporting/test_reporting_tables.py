@@ -41,6 +41,8 @@ def make_run(
         "report": {
             **report,
             "left_dense": {"head.weight": "it is frozen"},
+            "left_params": {"head.weight": 100},
+            "model_params": 2100,
             "layers": [layer("fc1.weight", kept), layer("a.very.long.name.of.a.layer", kept)],
         },
         "parameters": 2100,
@@ -104,7 +106,7 @@ def test_patterns_and_hoyer_sparsities_are_asked_for_in_words() -> None:
 
 
 def test_what_stays_dense_is_said_with_its_reason() -> None:
-    assert "left dense: head.weight, it is frozen" in text(run_tables(make_run()))
+    assert "left dense: 1 parameter, 4.8 % of the model: it is frozen: head.weight" in text(run_tables(make_run()))
 
 
 def test_units_are_counted_where_they_are_not_weights() -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 from setpoint.report_text import cost_words, notes, part_of, units_column, units_counted
 from setpoint.reporting.measures import MEASURES
 from setpoint.reporting.words import duration, percent, size
+from setpoint.units import skipped_in_words
 
 
 def run_tables(run: Mapping[str, Any]) -> Group:
@@ -26,7 +27,7 @@ def run_tables(run: Mapping[str, Any]) -> Group:
     dense = {**run["report"]["left_dense"], **made.get("left_dense", {})}
     report = run["report"]
     about = notes(report["unit"], shared=sum(layer["params"] for layer in report["layers"]) > report["params"])
-    about += [f"left dense: {name}, {why}" for name, why in dense.items()]
+    about += skipped_in_words(dense, report["left_params"], report["model_params"])
     lines = [Text(line, style="dim") for line in about]
     return Group(Text(_title(run), style="bold"), _header(run), layer_table(report), *lines)
 
