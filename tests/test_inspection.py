@@ -322,6 +322,221 @@ def test_a_hoyer_sparsity_that_is_reached_is_exact():
     assert not sparsifier.exact
 
 
+HOYER = {
+    "with a budget": setpoint.Target(hoyer=0.6, sparsity=0.5),
+    "alone": setpoint.Target(hoyer=0.6),
+    "below what there is": setpoint.Target(hoyer=0.1, sparsity=0.5),
+}
+
+
+@pytest.mark.parametrize("scope", ["global", "uniform"])
+@pytest.mark.parametrize("target", HOYER)
+@pytest.mark.parametrize("way", ZEROS)
+@pytest.mark.parametrize("which", [("0.weight",), ("0.weight", "2.weight", "4.weight")])
+def test_zeros_beside_those_that_a_hoyer_sparsity_left_are_seen_and_counted(scope, target, way, which, tmp_path):
+    model, opt, batch, sparsifier = run("gsp", target=HOYER[target], scope=scope)
+    train(model, opt, batch, STEPS + 3)
+    report = sparsifier.report()
+    assert report.exact
+    assert report.differences == {}
+    with torch.no_grad():
+        for name in which:
+            ZEROS[way](model.get_parameter(name))
+    report = sparsifier.report()
+    assert not report.exact
+    assert report.differences.keys() == set(which)
+    assert "kept are zero" in report.differences["0.weight"]
+    there = {name: int((model.get_parameter(name) != 0).sum()) for name in ("0.weight", "2.weight", "4.weight")}
+    assert {la.name: la.units_kept for la in report.layers} == there
+    assert sum(budget.kept for budget in report.budgets) == report.params_kept == sum(there.values())
+    with pytest.warns(UserWarning, match=r"not what the run left: 0\.weight"):
+        setpoint.save(model, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("scope", ["global", "uniform"])
+@pytest.mark.parametrize("target", HOYER)
+def test_every_frozen_state_of_a_run_to_a_hoyer_sparsity_is_exact(scope, target, tmp_path):
+    model, opt, batch, sparsifier = run("gsp", target=HOYER[target], scope=scope)
+    train(model, opt, batch, STEPS)
+    early = copy.deepcopy(model.state_dict())
+    train(model, opt, batch, 3, start=STEPS)
+    again, opt2, _, resumed = run("gsp", target=HOYER[target], scope=scope)
+    again.load_state_dict(model.state_dict())
+    opt2.load_state_dict(opt.state_dict())
+    copied = copy.deepcopy((model, opt, sparsifier))[2]
+    for other in (resumed, copied):
+        assert other.exact
+        assert other.report().differences == {}
+    model.load_state_dict(early)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        setpoint.save(model, tmp_path / "a.safetensors")
+    assert sparsifier.exact
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_hoyer_sparsity_is_measured_in_the_model_and_reached_again_by_applying(assign, tmp_path):
+    model, opt, batch, sparsifier = run("gsp", target=setpoint.Target(hoyer=0.8, sparsity=0.5))
+    train(model, opt, batch, STEPS)
+    masks = sparsifier.masks
+    state = {n: torch.ones_like(t) * masks[n] if n in masks else t for n, t in model.state_dict().items()}
+    model.load_state_dict(state, assign=assign)
+    report = sparsifier.report()
+    assert report.differences == {}
+    assert not report.exact
+    assert report.hoyer < 0.5
+    assert "NOT EXACT: 0.weight, 2.weight, 4.weight: budget" in str(report)
+    with pytest.warns(UserWarning, match="does not meet the target of its run.*Hoyer sparsity 0.*0.8 asked for"):
+        setpoint.save(model, tmp_path / "a.safetensors")
+    sparsifier.apply()
+    assert sparsifier.exact
+
+
+def test_a_hoyer_sparsity_of_one_layer_does_not_make_up_for_another():
+    model, opt, batch, sparsifier = run("gsp", target=setpoint.Target(hoyer=0.6), scope="uniform")
+    train(model, opt, batch, STEPS)
+    with torch.no_grad():
+        model[0].weight.masked_fill_(sparsifier.masks["0.weight"], 1.0)
+    report = sparsifier.report()
+    assert not report.exact
+    assert [budget.exact for budget in report.budgets] == [False, True, True]
+
+
+def test_a_hoyer_sparsity_is_reached_for_good_once_it_is_frozen():
+    model, opt, batch, sparsifier = run("gsp", target=setpoint.Target(hoyer=0.6))
+    train(model, opt, batch, 8)
+    assert sparsifier.phase == "sparsify"
+    with torch.no_grad():
+        for weight in (model[0].weight, model[2].weight, model[4].weight):
+            weight.zero_()
+    assert not sparsifier.exact
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_hoyer_sparsity_of_what_is_not_finite_is_none(bad):
+    model, opt, batch, sparsifier = run("gsp", target=setpoint.Target(hoyer=0.6))
+    train(model, opt, batch, STEPS)
+    at = sparsifier.masks["0.weight"].nonzero()[0]
+    model[0].weight.data[tuple(at)] = bad
+    report = sparsifier.report()
+    assert not report.exact
+    assert report.hoyer != report.hoyer
+    assert "NaN or infinite" in report.differences["0.weight"]
+
+
+def channels(steps=STEPS, unit="channel"):
+    torch.manual_seed(0)
+    front = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    model = nn.Sequential(*front, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    opt, x = torch.optim.SGD(model.parameters(), lr=0.05), torch.randn(3, 3, 6, 6)
+    sparsifier = setpoint.Sparsifier(
+        model, opt, method="magnitude", target=0.3, unit=unit, steps=steps, example_inputs=x
+    )
+    for _ in range(steps):
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        opt.step()
+    return model, x, sparsifier
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.weight", "1.bias", "3.weight", "7.weight"])
+def test_a_part_of_kept_channels_that_has_become_zero_is_a_difference(name, tmp_path):
+    model, x, sparsifier = channels()
+    assert sparsifier.exact
+    before = sparsifier.report()
+    with torch.no_grad():
+        model.get_parameter(name).zero_()
+    report = sparsifier.report()
+    assert not report.exact
+    assert name in report.differences
+    assert "kept are zero in it" in report.differences[name]
+    assert report.params_kept < before.params_kept
+    with pytest.warns(UserWarning, match=f"not what the run left.*{name}"):
+        setpoint.save(model, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=name):
+        setpoint.compact(sparsifier, x)
+
+
+def test_a_part_of_one_kept_channel_that_has_become_zero_is_a_difference():
+    model, _, sparsifier = channels()
+    kept = int(sparsifier.masks["0.weight"].flatten(1).any(1).nonzero()[0])
+    with torch.no_grad():
+        model[0].weight[kept] = 0.0
+    assert not sparsifier.exact
+    assert sparsifier.report().differences["0.weight"].startswith("1 of the ")
+
+
+def test_parts_that_were_zero_when_their_channels_were_kept_are_no_difference():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    opt, x = torch.optim.SGD(model.parameters(), lr=0.0), torch.randn(3, 6)
+    with torch.no_grad():
+        model[0].bias.zero_()
+    sparsifier = setpoint.Sparsifier(
+        model, opt, method="magnitude", target=0.3, unit="neuron", steps=2, example_inputs=x
+    )
+    sparsifier.freeze()
+    assert sparsifier.exact
+    assert sparsifier.report().differences == {}
+
+
+@pytest.mark.parametrize("phase", ["sparsify", "frozen"])
+@pytest.mark.parametrize("method", ["magnitude", "l0"])
+@pytest.mark.parametrize("way", ["assign", "overwrite", "module"])
+def test_a_model_whose_parameters_were_replaced_is_not_used_in_silence(method, phase, way, tmp_path):
+    model, opt, batch, sparsifier = run(method)
+    early = {name: torch.full_like(tensor, 0.5) for name, tensor in model.state_dict().items()}
+    train(model, opt, batch, STEPS if phase == "frozen" else 8)
+    assert sparsifier.phase == phase
+    if way == "overwrite":
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        try:
+            model.double().float()
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(False)
+        with torch.no_grad():
+            model[0].weight.fill_(0.5)
+    else:
+        model.load_state_dict(early, assign=True)
+    used = model[0] if way == "module" else model
+    kind, words = (UserWarning, "left: 0.weight") if phase == "frozen" else (setpoint.UnfinishedRunWarning, "8 of 20")
+    with pytest.warns(kind, match=words):
+        setpoint.save(used, tmp_path / "a.safetensors")
+    if phase == "frozen":
+        with pytest.warns(UserWarning, match="exported, but the model is not what the run left"):
+            setpoint.export(used, tmp_path / "a.pt2", batch(0)[0])
+    else:
+        with pytest.raises(ValueError, match="sparsify phase"):
+            setpoint.export(used, tmp_path / "a.pt2", batch(0)[0])
+
+
+def test_a_model_that_shares_nothing_with_a_run_is_used_in_silence(tmp_path):
+    model, opt, batch, _sparsifier = run()
+    train(model, opt, batch, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        setpoint.save(copy.deepcopy(model), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("at", [0, 8, STEPS])
+def test_parameters_may_be_swapped_in_their_places(method, at):
+    """As modules convert and load theirs where torch is told to."""
+    straight, opt, batch, _ = run(method)
+    train(straight, opt, batch, STEPS + 2)
+    model, opt, batch, sparsifier = run(method)
+    train(model, opt, batch, at)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        model.double().float()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    train(model, opt, batch, STEPS + 2 - at, start=at)
+    assert sparsifier.exact
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), straight.state_dict().values()))
+
+
 def test_what_is_no_model_is_refused_in_a_sentence(tmp_path):
     model, opt, batch, sparsifier = run()
     train(model, opt, batch, STEPS)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import gc
-import weakref
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+from weakref import WeakValueDictionary
 
 from torch import nn
-from torch.utils.weak import WeakIdKeyDictionary
 
-from setpoint.units import Layer
-
-_HELD = WeakIdKeyDictionary()
+from setpoint.units import Layer, plain_name
 
 
 class Owner(Protocol):
     """A run, as those see it who are handed its model."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that it was built on, unwrapped."""
+
+    @property
+    def held(self) -> Mapping[str, nn.Parameter]:
+        """The parameters that it makes sparse, by name."""
 
     @property
     def phase(self) -> str:
@@ -26,40 +31,47 @@ class Owner(Protocol):
         """Warn if the model is not what the run was to make of it, given what is done with it."""
 
 
+# The runs at work, by their ids, in the order in which they began. Parameters are not referred to weakly anywhere:
+# torch.utils.swap_tensors, by which modules may convert and load theirs, would refuse them.
+_RUNS: WeakValueDictionary[int, Owner] = WeakValueDictionary()
+
+
 def claim(owner: Owner, layers: Sequence[Layer]) -> None:
     """Take layers for one run.
 
     Raises:
         ValueError: if another run that is still at work holds one of them; none is taken then.
     """
-    if any(_is_held(layer) for layer in layers):
+    if _held(layers) is not None:
         # A run that nobody refers to any more may only wait for the collector: it and its optimizer form a cycle.
         gc.collect()
-    for layer in layers:
-        if _is_held(layer):
-            raise ValueError(
-                f"parameter {layer.name!r} is already held by another Sparsifier: leave it out by exclude=, or call "
-                "remove() on the other first"
-            )
-    for layer in layers:
-        for part in layer.parts:
-            _HELD[part.parameter] = weakref.ref(owner)
+    if (layer := _held(layers)) is not None:
+        raise ValueError(
+            f"parameter {layer.name!r} is already held by another Sparsifier: leave it out by exclude=, or call "
+            "remove() on the other first"
+        )
+    _RUNS[id(owner)] = owner
 
 
-def _is_held(layer: Layer) -> bool:
-    others = [_HELD.get(part.parameter) for part in layer.parts]  # type: ignore[no-untyped-call]
-    return any(other is not None and other() is not None for other in others)
+def _held(layers: Sequence[Layer]) -> Layer | None:
+    """The first layer of which another run holds a parameter."""
+    held = {id(parameter) for run in _RUNS.values() for parameter in run.held.values()}
+    return next((layer for layer in layers if any(id(part.parameter) in held for part in layer.parts)), None)
 
 
-def release(layers: Sequence[Layer]) -> None:
-    """Let go of layers that a run holds."""
-    for layer in layers:
-        for part in layer.parts:
-            _HELD.pop(part.parameter, None)  # type: ignore[no-untyped-call]
+def release(owner: Owner) -> None:
+    """Let go of what a run holds."""
+    _RUNS.pop(id(owner), None)
 
 
 def holders(model: nn.Module) -> list[Owner]:
-    """The runs that hold parameters of a model."""
-    references = [_HELD.get(parameter) for parameter in model.parameters()]  # type: ignore[no-untyped-call]
-    found = {id(owner): owner for reference in references if reference is not None and (owner := reference())}
-    return cast("list[Owner]", list(found.values()))
+    """The runs that hold parameters of a model, or held those in whose places there are others now."""
+    here = {id(parameter) for parameter in model.parameters()}
+    return [run for run in _RUNS.values() if any(id(parameter) in here for parameter in _own_and_present(run))]
+
+
+def _own_and_present(run: Owner) -> Iterator[nn.Parameter]:
+    yield from run.held.values()
+    for name, parameter in run.model.named_parameters(remove_duplicate=False):
+        if plain_name(name) in run.held:
+            yield parameter

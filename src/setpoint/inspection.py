@@ -54,7 +54,7 @@ def inspect(
         layers: the run's.
         pruned: by parameter, True where an entry must be zero.
         kept: by layer, the units of the support; none before it is known.
-        empty: by layer, the numbers of those that were zero when the support was fixed; none where kept units may be
+        empty: by layer, the numbers of their parts that were zero when the run left them; none where kept units may be
             zero, as weights are that have just grown.
         alive: which units of a layer are there by its entries, given its number.
     """
@@ -64,25 +64,26 @@ def inspect(
     units: list[Tensor] = []
     for i, layer in enumerate(there):
         sound = kept and not any(part.name in differences for part in layer.parts)
-        living = None if sound and not empty else alive(i, layer)
-        missing = 0 if living is None or not sound else _missing(kept[i], living, empty[i])
-        if sound and missing * _PASSING <= int(kept[i].sum()):
-            units.append(kept[i])
-            continue
-        if sound:
-            differences[layer.parts[0].name] = (
-                f"{missing:,} of the {int(kept[i].sum()):,} units that the run has kept are zero, and were not when it "
-                "left them"
-            )
-        units.append(alive(i, layer) if living is None else living)
+        emptied = _emptied(layer, kept[i], empty[i]) if sound and empty else {}
+        differences |= emptied
+        units.append(kept[i] if sound and not emptied else alive(i, layer))
     return Inspection(there, tuple(units), differences, lost | replaced)
 
 
-def _missing(kept: Tensor, living: Tensor, empty: Tensor) -> int:
-    """How many kept units are zero, and were not when they were kept."""
-    missing = (kept & ~living).flatten()
-    missing[empty] = False
-    return int(missing.sum())
+def _emptied(layer: Layer, kept: Tensor, empty: Tensor) -> _Words:
+    """The parameters in which kept units have become all zero, unless these are a few that pass through zero."""
+    missing = kept & layer.blank()
+    missing.view(-1)[empty] = False
+    stays = int(kept.sum())
+    if int(missing.any(0).sum()) * _PASSING <= stays:
+        return {}
+    counts = read([units.sum() for units in missing])
+    return {
+        part.name: f"{int(count):,} of the {stays:,} units that the run has kept are zero in it, and were not when it "
+        "left them"
+        for part, count in zip(layer.acted_on, counts)
+        if count
+    }
 
 
 def listed(differences: Mapping[str, str], most: int = 4) -> str:
@@ -104,6 +105,12 @@ def zero(model: nn.Module, pruned: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in find_parameters(model, {name: mask.shape for name, mask in pruned.items()}).items():
             parameter.masked_fill_(pruned[name].to(parameter.device), 0.0)
+
+
+def present(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers of a run with the parameters that its model has now; ones in the place of those that are gone."""
+    now, _, _ = _present(model, layers)
+    return tuple(_with(layer, now) for layer in layers)
 
 
 def find_parameters(model: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, nn.Parameter]:

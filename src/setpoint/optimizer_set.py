@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.weak import WeakIdKeyDictionary
 
 
 class OptimizerSet:
@@ -26,10 +25,12 @@ class OptimizerSet:
         if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
             raise ValueError("the same optimizer is given twice: name each once")
         self._optimizers = tuple(optimizers)
-        self._by_parameter = WeakIdKeyDictionary()
+        # By the id of a parameter, itself and who trains it. Held as firmly as the optimizer holds it:
+        # torch.utils.swap_tensors refuses parameters that are referred to weakly.
+        self._by_parameter: dict[int, tuple[Tensor, Optimizer]] = {}
         for optimizer in self._optimizers:
             for parameter in _parameters(optimizer):
-                if parameter in self._by_parameter:
+                if id(parameter) in self._by_parameter:
                     raise ValueError(
                         f"a parameter of shape {tuple(parameter.shape)} is held by two of the optimizers: each "
                         "parameter may be trained by one"
@@ -53,16 +54,15 @@ class OptimizerSet:
         Raises:
             KeyError: if none of them does.
         """
-        if parameter not in self._by_parameter:
+        if id(parameter) not in self._by_parameter:
             # It may have joined by `add_param_group`.
             for optimizer in self._optimizers:
                 self._look(optimizer)
-        found: Optimizer = self._by_parameter[parameter]
-        return found
+        return self._by_parameter[id(parameter)][1]
 
     def _look(self, optimizer: Optimizer) -> None:
         for parameter in _parameters(optimizer):
-            self._by_parameter[parameter] = optimizer
+            self._by_parameter[id(parameter)] = (parameter, optimizer)
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from setpoint.report_text import in_text
 from setpoint.units import Layer
 
 # Of an average Hoyer sparsity, which is solved for in floating point.
-_SLACK = 1e-6
+HOYER_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class BudgetReport:
             all cost the same.
         cheapest_gone: cost of the cheapest unit that went (or step of width, where widths are rounded); None if all
             stay.
+        hoyer: average Hoyer sparsity of the units that share it, where one was asked for.
+        hoyer_asked: the one that was asked for.
     """
 
     layers: tuple[str, ...]
@@ -84,22 +86,36 @@ class BudgetReport:
     requested: float
     attainable: float
     cheapest_gone: float | None
+    hoyer: float | None = None
+    hoyer_asked: float | None = None
 
     @classmethod
-    def of(cls, budget: Budget, layers: Sequence[Layer], kept: Sequence[Tensor]) -> BudgetReport:
+    def of(
+        cls,
+        budget: Budget,
+        layers: Sequence[Layer],
+        kept: Sequence[Tensor],
+        hoyer: float | None = None,
+        hoyer_asked: float | None = None,
+    ) -> BudgetReport:
         """Add up what is left; `kept` says for all layers which units are."""
         stays = [kept[i].cpu() for i in budget.layers]
         names = tuple(layers[i].name for i in budget.layers)
         kept_cost, more = budget.spent(stays), budget.next_cost(stays)
-        return cls(names, budget.total, budget.kept, kept_cost, budget.requested, budget.attainable, more)
+        asked, attainable = budget.requested, budget.attainable
+        return cls(names, budget.total, budget.kept, kept_cost, asked, attainable, more, hoyer, hoyer_asked)
 
     @property
     def exact(self) -> bool:
-        """Whether the budget is kept and one more unit would break it."""
+        """Whether the budget is kept and one more unit would break it.
+
+        Beside a Hoyer sparsity, which takes what zeros it needs, whether both are reached.
+        """
         slack = max(1e-9, 2e-12 * self.total)
-        # One that asks for nothing to go, beside a Hoyer sparsity, is kept whatever goes.
-        asks = self.requested > 0.0 and self.cheapest_gone is not None
-        full = not asks or self.kept + (self.cheapest_gone or 0.0) > self.budget + slack
+        if self.hoyer_asked is None:
+            full = self.cheapest_gone is None or self.kept + self.cheapest_gone > self.budget + slack
+        else:
+            full = self.hoyer is not None and self.hoyer >= self.hoyer_asked - HOYER_SLACK
         return self.kept <= self.budget + slack and full
 
     @property
@@ -216,10 +232,23 @@ class Report:
     def exact(self) -> bool:
         """Whether the model holds what the run left, every budget is met, and none could keep one more unit.
 
-        Where an average Hoyer sparsity was asked for, whether it is reached as well.
+        Where an average Hoyer sparsity was asked for, whether it is reached within each budget. It is held once the run
+        is frozen, not before.
         """
-        reached = self.hoyer is None or self.hoyer >= (self.hoyer_asked or 0.0) - _SLACK
-        return not self.differences and reached and all(b.exact for b in self.budgets)
+        held = self.hoyer_asked is None or self.phase == "frozen"
+        return held and not self.differences and all(b.exact for b in self.budgets)
+
+    @property
+    def shortfall(self) -> str:
+        """Which budgets are not met by the model as it is, in words; empty if all are."""
+        missed = [budget for budget in self.budgets if not budget.exact]
+        return "; ".join(f"{', '.join(budget.layers)}: {self._state_of(budget)}" for budget in missed)
+
+    def _state_of(self, budget: BudgetReport) -> str:
+        if budget.hoyer is None:
+            return budget.in_words(self.cost)
+        hoyer = f"average Hoyer sparsity {budget.hoyer:.6f}, {budget.hoyer_asked:g} asked for"
+        return f"{budget.in_words(self.cost)}; {hoyer}" if budget.requested > 0.0 else hoyer
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -16,6 +16,8 @@ def in_text(report: Report) -> str:
     title = f"{report.method}, {report.target}, unit {report.unit}, scope {report.scope}"
     lines = [f"{title}: step {report.step:,} of {report.steps:,}, {report.phase}", _covered(report)]
     lines += [f"NOT EXACT: {name}: {what}" for name, what in report.differences.items()]
+    if report.phase == "frozen" and not report.differences and not report.exact:
+        lines.append(f"NOT EXACT: {report.shortfall}")
     lines += [f"not trained by the run's optimizer: {name}: {what}" for name, what in report.detached.items()]
     lines += _aligned(_rows(report))
     lines += [_measured(report)] if _has_budget(report) else []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -26,12 +28,12 @@ from setpoint.budget import (
 from setpoint.claims import claim, release
 from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizers
-from setpoint.inspection import APPLY, Inspection, find_parameters, inspect, listed, zero
+from setpoint.inspection import APPLY, Inspection, find_parameters, inspect, listed, present, zero
 from setpoint.methods import Method, Units, make_method
 from setpoint.moments import graph_kept
 from setpoint.norms import NormStatistics
 from setpoint.reading import count
-from setpoint.report import BudgetReport, LatencyReport, LayerReport, Report, in_words
+from setpoint.report import HOYER_SLACK, BudgetReport, LatencyReport, LayerReport, Report, in_words
 from setpoint.run_state import RunCarrier, differing, steps_of, warn_of_missing_state, was_let_go
 from setpoint.support import Support
 from setpoint.unfinished import CopiedRun, Progress, warn_caller
@@ -147,7 +149,7 @@ class Sparsifier:
             found = self._carrier.join(self, self._first_optimizer)
         except ValueError:
             self._hooks.remove()
-            release(self._layers)
+            release(self)
             raise
         if not found:
             self._start()
@@ -198,6 +200,11 @@ class Sparsifier:
     def masks(self) -> dict[str, Tensor]:
         """By parameter name, True where an entry is kept. All True before the support is known."""
         return self._support.masks
+
+    @property
+    def held(self) -> dict[str, nn.Parameter]:
+        """By name, the parameters that are made sparse."""
+        return dict(self._support.parameters)
 
     def kept_units(self) -> dict[str, Tensor]:
         """By layer, the numbers of the units that stay, once they are known: int64, ascending, on the CPU."""
@@ -263,7 +270,8 @@ class Sparsifier:
         self._memories = [{} for _ in self._budgets]
         self._statistics.restart()
         self._hold()
-        self._support.note_empty()
+        self._support.note_empty(self._layers)
+        self._support.number_empty()
         self._follow()
         self._progress.met = True
 
@@ -300,18 +308,20 @@ class Sparsifier:
         if self._gates is not None:
             self._gates.detach()
         self._statistics.stop()
-        release(self._layers)
+        release(self)
         self._progress.met = True
 
     @torch.no_grad()
     def inspect(self) -> Inspection:
         """The run's layers as the model has them now, and what differs from what the run left there."""
-        support = self._support
-        # A method that goes on projecting in the frozen phase may leave kept units at zero. Where no budget was asked
-        # for, units are there or not as it leaves them.
-        empty = () if self.method.settles(self.target) else support.empty
-        kept = support.kept if self._has_budget else ()
-        return inspect(self.model, self._layers, support.pruned, kept, empty, self._alive)
+        support, settles = self._support, self.method.settles(self.target)
+        # Another state of the same run holds its Hoyer sparsity by other zeros.
+        held = settles and self._holds_hoyer(present(self.model, self._layers))
+        seen = inspect(
+            self.model, self._layers, support.pruned, support.kept, () if held else support.empty, self._alive
+        )
+        # Kept units that a projection settles at zero are not there.
+        return replace(seen, kept=tuple(map(self._alive, *zip(*enumerate(seen.layers))))) if settles else seen
 
     @property
     def _has_budget(self) -> bool:
@@ -328,7 +338,7 @@ class Sparsifier:
 
     def _report(self) -> Report:
         seen = self.inspect()
-        left = [*self._selection.skipped, *self._joined()]
+        left, hoyers = [*self._selection.skipped, *self._joined()], self._hoyers(seen.layers)
         own = {b.layers[0]: b.requested for b in self._budgets if len(b.layers) == 1}
         tensors = {part.name: part.parameter for layer in seen.layers for part in layer.parts}
         return Report(
@@ -344,7 +354,10 @@ class Sparsifier:
                 LayerReport.of(layer, kept, own.get(i) if self._has_budget else None)
                 for i, (layer, kept) in enumerate(zip(seen.layers, seen.kept))
             ),
-            budgets=tuple(BudgetReport.of(b, self._layers, seen.kept) for b in self._budgets),
+            budgets=tuple(
+                BudgetReport.of(b, self._layers, seen.kept, hoyer, self._hoyer_asked)
+                for b, hoyer in zip(self._budgets, hoyers)
+            ),
             params=sum(p.numel() for p in tensors.values()),
             params_kept=count(tensors.values()),
             model_params=sum(p.numel() for p in self.model.parameters()),
@@ -352,8 +365,8 @@ class Sparsifier:
             left_params={skipped.name: skipped.params for skipped in left},
             differences=seen.differences,
             detached=seen.detached,
-            hoyer=self._hoyer(),
-            hoyer_asked=None if self.target is None else self.target.hoyer,
+            hoyer=self._hoyer(hoyers),
+            hoyer_asked=self._hoyer_asked,
             latency=self._latency_report(seen.kept),
             skipped_steps=self._hooks.skipped,
         )
@@ -366,15 +379,21 @@ class Sparsifier:
 
         Warns:
             UnfinishedRunWarning: if the target is not met yet, with step, steps and the likely cause.
-            UserWarning: if the model differs from what the run left in it, naming the parameters.
+            UserWarning: if the model differs from what the run left in it, naming the parameters; or if it does not
+                meet the target, as an average of weights may not.
         """
         self._progress.warn(what)
-        if differences := self.inspect().differences:
-            warn_caller(f"{what}, but the model is not what the run left: {listed(differences)}; {APPLY}")
+        report = self._report()
+        if report.differences:
+            warn_caller(f"{what}, but the model is not what the run left: {listed(report.differences)}; {APPLY}")
+        elif self._progress.met and not report.exact:
+            warn_caller(f"{what}, but it does not meet the target of its run as it is: {report.shortfall}; {APPLY}")
 
     @torch.no_grad()
     def apply(self, model: nn.Module | None = None) -> None:
         """Set what the run has pruned to zero, in its model or in another that holds the same parameters.
+
+        A Hoyer sparsity that was asked for is reached again in the run's own model, where the method projects to it.
 
         For weights that were loaded, averaged or written since: the best checkpoint, an average of weights, parameters
         that another optimizer has trained.
@@ -394,6 +413,8 @@ class Sparsifier:
         zero(self.model if model is None else model, self._support.pruned)
         if model is None:
             self._support.clear_state(self._optimizers)
+            if self._frozen:
+                self._settle(present(self.model, self._layers))
             self._follow()
 
     def follow(self, averages: nn.Module) -> None:
@@ -635,18 +656,30 @@ class Sparsifier:
         self._support.hold()
         if self.method.always_sparse or self._frozen:
             self._support.mask_copies(self._optimizers)
-        if self._frozen and self.method.settles(self.target):
-            for units in self._all_units(last=True):
-                for layer, factors in zip(units.layers, self.method.settle(units)):
-                    if factors is not None:
-                        layer.multiply(factors)
+        if self._frozen:
+            self._settle(self._layers)
 
-    def _all_units(self, *, last: bool = False) -> list[Units]:
-        """What a method sees of each budget now, or as if the sparsify phase were over."""
-        line = self.timeline
+    def _settle(self, layers: Sequence[Layer]) -> None:
+        """What a method does to the survivors beyond holding the support."""
+        if not self.method.settles(self.target):
+            return
+        for units in self._all_units(last=True, layers=layers):
+            for layer, factors in zip(units.layers, self.method.settle(units)):
+                if factors is not None:
+                    layer.multiply(factors)
+        self._support.note_empty(layers)
+
+    def _all_units(self, *, last: bool = False, layers: Sequence[Layer] | None = None) -> list[Units]:
+        """What a method sees of each budget now, or as if the sparsify phase were over.
+
+        Args:
+            last: the latter.
+            layers: with the parameters to look at; the run's own by default.
+        """
+        line, layers = self.timeline, self._layers if layers is None else layers
         return [
             Units(
-                layers=tuple(self._layers[i] for i in budget.layers),
+                layers=tuple(layers[i] for i in budget.layers),
                 budget=budget,
                 target=self.target,
                 optimizers=self._optimizers,
@@ -676,11 +709,34 @@ class Sparsifier:
         predicted = budget.spent([kept[i].cpu() for i in budget.layers])
         return LatencyReport(str(self._latency.device), budget.total, budget.kept, predicted, self._latency.measured)
 
-    def _hoyer(self) -> float | None:
-        if self.target is None or self.target.hoyer is None:
+    @property
+    def _hoyer_asked(self) -> float | None:
+        return None if self.target is None else self.target.hoyer
+
+    def _hoyers(self, layers: Sequence[Layer]) -> list[float | None]:
+        """The average Hoyer sparsity of each budget in these layers, where one was asked for."""
+        if self._hoyer_asked is None:
+            return [None] * len(self._budgets)
+        return [_measured(self.method, units) for units in self._all_units(last=True, layers=layers)]
+
+    def _hoyer(self, hoyers: Sequence[float | None]) -> float | None:
+        """The average over the budgets."""
+        if self._hoyer_asked is None:
             return None
-        values = [(len(u.layers), self.method.measured(u) or 0.0) for u in self._all_units(last=True)]
+        values = [(len(budget.layers), hoyer or 0.0) for budget, hoyer in zip(self._budgets, hoyers)]
         return sum(n * v for n, v in values) / sum(n for n, _ in values)
+
+    def _holds_hoyer(self, layers: Sequence[Layer]) -> bool:
+        """Whether these layers have the Hoyer sparsity that was asked for, and no more than that."""
+        asked = self._hoyer_asked or 0.0
+        return all(abs((hoyer or 0.0) - asked) <= HOYER_SLACK for hoyer in self._hoyers(layers))
+
+
+def _measured(method: Method, units: Units) -> float | None:
+    try:
+        return method.measured(units)
+    except FloatingPointError:  # a weight is not finite
+        return math.nan
 
 
 def _placed(memory: Any, device: torch.device) -> Any:

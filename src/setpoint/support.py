@@ -27,7 +27,6 @@ class Support:
             until its next update.
         kept: by layer, which units are kept: once frozen, and of a method that is always sparse from the start; none
             before they are known.
-        empty: by layer, the numbers of those kept units that were zero when the support was fixed; none before.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -35,7 +34,9 @@ class Support:
         self.parameters = {part.name: part.parameter for layer in layers for part in layer.parts}
         self.pruned: dict[str, Tensor] = {}
         self.kept: list[Tensor] = []
-        self.empty: list[Tensor] = []
+        # Parts of kept units that are zero: as booleans when they were noted last, and as numbers once asked for.
+        self._blank: list[Tensor] = []
+        self._empty: list[Tensor] = []
         self._dense: dict[str, Tensor] = {}
 
     @property
@@ -66,15 +67,30 @@ class Support:
         for name, pruned in self.pruned.items():
             mask_gradient(self.parameters[name], pruned)
 
-    def note_empty(self) -> None:
-        """Note which of the kept units are zero now: few, if any."""
-        empty = [(kept & ~layer.alive()).flatten() for kept, layer in zip(self.kept, self._layers)]
+    def note_empty(self, layers: Sequence[Layer]) -> None:
+        """Note which parts of kept units are zero now in the layers: few, unless a method settles them there."""
+        self._blank = [kept & layer.blank() for kept, layer in zip(self.kept, layers)]
+
+    def number_empty(self) -> None:
+        """Keep what was noted by its numbers, which take less memory."""
+        if not self._blank:
+            return
         # The numbers of a layer make the program wait for a GPU, so all layers are counted first, at once.
-        counts = read([units.sum() for units in empty])
-        self.empty = [
-            units.nonzero().flatten() if count else torch.zeros(0, dtype=torch.long, device=units.device)
-            for units, count in zip(empty, counts)
+        counts = read([parts.sum() for parts in self._blank])
+        self._empty = [
+            parts.flatten().nonzero().flatten() if count else torch.zeros(0, dtype=torch.long, device=parts.device)
+            for parts, count in zip(self._blank, counts)
         ]
+        self._blank = []
+
+    @property
+    def empty(self) -> list[Tensor]:
+        """By layer, which parts of kept units were all zero when the run left them: numbers in `Layer.blank`, flat.
+
+        None before the support is fixed.
+        """
+        self.number_empty()
+        return self._empty
 
     def remember_dense(self) -> None:
         """Note the parameters as they are before a first support is drawn."""
@@ -122,7 +138,8 @@ class Support:
         self.kept = [
             unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state["kept"], self._layers)
         ]
-        self.empty = [numbers.to(layer.device) for numbers, layer in zip(state["empty"], self._layers)]
+        self._blank = []
+        self._empty = [numbers.to(layer.device) for numbers, layer in zip(state["empty"], self._layers)]
 
     def _unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         return {

@@ -135,3 +135,17 @@ class Layer:
         """Which units have an entry that is not zero, and does not merely follow."""
         norms = [part.partition.magnitudes((part.parameter.detach() != 0).float()) for part in self.acted_on]
         return torch.stack([n.to(self.device) for n in norms]).amax(0) > 0
+
+    def blank(self) -> Tensor:
+        """In which parts each unit has entries, and none that is not zero: booleans of shape (parts, *counts).
+
+        The parts are those that are `acted_on`.
+        """
+        found = [_blank(part).to(self.device) for part in self.acted_on]
+        return found[0][None] if len(found) == 1 else torch.stack(found)
+
+
+def _blank(part: Part) -> Tensor:
+    bare = part.partition.magnitudes((part.parameter.detach() != 0).float()) == 0
+    there = part.partition.sizes() > 0
+    return bare if bool(there.all()) else bare & there.to(bare.device)
