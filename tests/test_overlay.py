@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -154,13 +155,45 @@ def test_state_dicts_hold_the_parameters_without_gates():
     assert all(torch.equal(model.state_dict()[n], p) for (n, _), p in zip(model.named_parameters(), parameters))
 
 
-def test_what_is_copied_together_refers_to_the_same_parameters():
-    for order in (1, -1):
-        model, opt, batch, _ = running("mlp", unit="row")
-        found = copy.deepcopy((model, opt)[::order])[::order]
-        copied = [p for group in found[1].param_groups for p in group["params"]]
-        assert all(a is b for a, b in zip(found[0].parameters(), copied, strict=True))
-        assert torch.allclose(found[0].eval()(batch(0)[0]), model.eval()(batch(0)[0]), atol=1e-6)
+TOGETHER = {name: WAYS[name] for name in ("deepcopy", "pickle", "pickle 2", "torch.save")}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("way", TOGETHER)
+def test_what_is_copied_together_refers_to_the_same_parameters(way, order):
+    model, opt, batch, _ = running("mlp", unit="row")
+    before = copy.deepcopy(model.state_dict())
+    again, opt2 = TOGETHER[way]((model, opt)[::order])[::order]
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    copied = [p for group in opt2.param_groups for p in group["params"]]
+    assert all(a is b for a, b in zip(again.parameters(), copied, strict=True))
+    assert torch.allclose(again.eval()(batch(0)[0]), model.eval()(batch(0)[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("way", TOGETHER)
+def test_a_run_goes_on_with_a_model_and_an_optimizer_that_were_copied_together(way):
+    model, opt, batch, _ = running("mlp", unit="row")
+    again, opt2 = TOGETHER[way]((model, opt))
+    before = copy.deepcopy(again.state_dict())
+    resumed = setpoint.Sparsifier(again, opt2, unit="row", method="l0", target=0.5, steps=STEPS, schedule=SCHEDULE)
+    assert resumed.step == 5
+    train(again.train(), opt2, batch, STEPS - 5, start=5)
+    assert resumed.exact
+    assert all(bool((v != before[k]).any()) for k, v in again.state_dict().items())
+
+
+def test_a_pickle_that_shares_its_memory_leaves_the_weights_as_they_are():
+    """As those do that torch.multiprocessing hands to another process."""
+    strategy = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    try:
+        model, _, batch, _ = running("mlp", unit="row")
+        before = copy.deepcopy(model.state_dict())
+        again = pickle.loads(ForkingPickler.dumps(model))
+    finally:
+        torch.multiprocessing.set_sharing_strategy(strategy)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    assert torch.allclose(again.eval()(batch(0)[0]), model.eval()(batch(0)[0]), atol=1e-6)
 
 
 class OfItsOwn(nn.Linear):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import copyreg
+import operator
 import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -254,7 +255,21 @@ class _Multiplied:
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.new().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+        # The parameter itself, which what is pickled along with it refers to as well, such as an optimizer; when it is
+        # read, it is given its new values. Not in place: between processes its memory may be shared.
+        put = _Call(setattr, (self.parameter, "data", self._tested(self.parameter)))
+        return operator.getitem, ([self.parameter, put], 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """In a pickle, a call that is made when it is read."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.function, self.args
 
 
 def _multiplied(module: nn.Module) -> dict[str, _Multiplied]:
