@@ -363,3 +363,91 @@ def test_an_end_to_a_run_takes_its_state_off_the_optimizer():
     assert KEY not in opt.param_groups[0]
     assert KEY not in opt.state_dict()["param_groups"][0]
     setpoint.Sparsifier(model, opt, target=0.5, steps=STEPS)
+
+
+def weights(like: torch.Tensor | None = None) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return 0.5 + torch.rand(18, 20, generator=generator) if like is None else like.clone()
+
+
+def other_in_one_place() -> torch.Tensor:
+    changed = weights()
+    changed[9, 10] += 1e-3
+    return changed
+
+
+GIVEN = [setpoint.methods.GroupSparseEnvelope, setpoint.methods.GroupedSparseProjection]
+
+
+@pytest.mark.parametrize("method", GIVEN)
+def test_weights_that_were_given_are_compared_by_their_numbers(method):
+    _, opt, _, _ = run(method(weights={"0.weight": weights()}))
+    for same_numbers in (weights(), weights().double(), weights().t().contiguous().t()):
+        _, opt2, _, _ = run(method(weights={"0.weight": same_numbers}))
+        opt2.load_state_dict(opt.state_dict())
+    for others in ({"0.weight": other_in_one_place()}, {"2.weight": torch.ones(())}, None):
+        _, opt2, _, other = run(method(weights=others))
+        with pytest.raises(ValueError, match=r"of another run: method was \{'weights': .*0\.weight.* there and is"):
+            opt2.load_state_dict(opt.state_dict())
+        assert other.step == 0
+
+
+@pytest.mark.parametrize("method", GIVEN)
+def test_how_tensors_are_printed_does_not_matter(method):
+    _, opt, _, _ = run(method(weights={"0.weight": weights()}))
+    torch.set_printoptions(precision=2)
+    try:
+        _, opt2, _, _ = run(method(weights={"0.weight": weights()}))
+        opt2.load_state_dict(opt.state_dict())
+    finally:
+        torch.set_printoptions(profile="default")
+
+
+@pytest.mark.parametrize("taken", [0, 6, STEPS])
+@pytest.mark.parametrize(
+    ("there", "here", "words"),
+    [
+        ({}, {"floor": 40}, "floor was 1 there and is 40 here"),
+        ({"floor": 40}, {}, "floor was 40 there and is 1 here"),
+        ({"floor": 0}, {"floor": 1}, "floor was 0 there and is 1 here"),
+        ({}, {"target": 0.7}, "target was .*0.8.* there and is .*0.7.* here"),
+        ({}, {"scope": "uniform"}, "scope was 'global' there and is 'uniform' here"),
+        ({}, {"unit": (1, 1)}, "unit was 'weight' there and is '1x1' here"),
+        (
+            {"scope": {"0.*": 0.5, "*": 0.8}, "target": None},
+            {"scope": {"*": 0.8, "0.*": 0.5}, "target": None},
+            r"scope was \[\['0",
+        ),
+        (
+            {"method": setpoint.methods.GroupedSparseProjection()},
+            {"method": setpoint.methods.GroupedSparseProjection(vectors="row")},
+            r"method was \{'vectors': 'layer'\} there and is \{'vectors': 'row'\} here",
+        ),
+    ],
+)
+def test_the_state_of_a_run_that_was_told_something_else_is_refused(there, here, words, taken):
+    model, opt, batch, _ = run(**there)
+    train(model, opt, batch, taken)
+    _, opt2, _, other = run(seed=1, **here)
+    with pytest.raises(ValueError, match=words):
+        opt2.load_state_dict(opt.state_dict())
+    assert other.step == 0
+    _, opt3, _, resumed = run(seed=1, **there)
+    opt3.load_state_dict(opt.state_dict())
+    assert resumed.step == taken
+
+
+def test_other_example_inputs_by_which_other_units_cost_more_are_refused():
+    def built(size, count):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.Flatten(2), nn.AdaptiveAvgPool1d(16), nn.Flatten(), nn.Linear(96, 4)
+        )
+        opt, inputs = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(count, 3, size, size)
+        target = setpoint.Target(flops=0.5)
+        return setpoint.Sparsifier(model, opt, target=target, method="magnitude", steps=STEPS, example_inputs=inputs)
+
+    state = built(8, 1).state_dict()
+    built(8, 3).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"costs was \{'0\.weight'"):
+        built(12, 1).load_state_dict(state)

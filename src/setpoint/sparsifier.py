@@ -26,6 +26,7 @@ from setpoint.budget import (
     in_budgets,
 )
 from setpoint.claims import claim, release
+from setpoint.comparable import comparable
 from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizers
 from setpoint.inspection import APPLY, Inspection, find_parameters, inspect, listed, present, zero
@@ -111,9 +112,11 @@ class Sparsifier:
         self._layers, self._budgets = in_budgets(selection.layers, self._allocated())
         # Where the cost is measured.
         self._latency = whole if isinstance(whole, LatencyOfWidths) else None
-        self._unit, self._scope = unit_name(unit), scope
+        self._unit, self._scope, self._floor = unit_name(unit), scope, int(floor)
         self._selection = selection.only(self._layers, "no glob of the scope names it")
         self.method.check(self._layers, self.target, optimizers)
+        # Once: there may be weights of as many numbers as the model's.
+        self._told = {"name": self.method.name, **comparable(self.method)}
         self._optimizers = optimizers
         self._nonfinite: NonFinite = nonfinite
         self._step = 0
@@ -527,13 +530,23 @@ class Sparsifier:
         """What the run was told to do, to recognise its state by."""
         line = self.timeline
         return {
-            "method": repr(self.method),
-            "target": repr(self.target),
+            "method": self._told,
+            "target": comparable(self.target),
             "unit": self._unit,
-            "scope": self._scope if isinstance(self._scope, str) else dict(self._scope),
+            # Of several globs that fit a layer, the first counts.
+            "scope": self._scope if isinstance(self._scope, str) else [list(pair) for pair in self._scope.items()],
+            "floor": self._floor,
             "schedule": [line.schedule.shape, line.begin, line.end, line.interval, line.steps],
             "layers": {layer.name: list(layer.shape) for layer in self._layers},
+            "costs": self._shares(),
         }
+
+    def _shares(self) -> dict[str, float]:
+        """By layer, what part of its budget's cost a unit is, which may depend on the example inputs."""
+        if self._latency is not None:
+            return {}  # what was measured is in the state
+        numbered = [(i, c, b.total) for b in self._budgets for i, c in zip(b.layers, b.costs)]
+        return {self._layers[i].name: float(cost.sum()) / cost.numel() / total for i, cost, total in numbered}
 
     def _begin(self) -> None:
         """Put the gates of a gated method on the model in the sparsify phase, and take them off outside of it."""
