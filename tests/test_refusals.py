@@ -206,6 +206,22 @@ def test_a_method_that_sees_gradients_must_be_sparse_throughout():
         attempt(method=Seer())
 
 
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (torch.randn(3, 5), "mat1 and mat2"),
+        ({"images": torch.randn(3, 20)}, "unexpected keyword argument 'images'"),
+        ((torch.randn(3, 20), 1), "positional arguments"),
+        ("text", "must be Tensor, not str"),
+        ([torch.randn(3, 20)], "a list is the only argument"),
+    ],
+)
+@pytest.mark.parametrize("unit", ["weight", "row", (2, 2)])
+def test_example_inputs_that_the_model_cannot_be_run_on(inputs, words, unit):
+    with pytest.raises(ValueError, match=f"the model cannot be run on example_inputs: .*{words}"):
+        attempt(target=setpoint.Target(flops=0.5), unit=unit, example_inputs=inputs)
+
+
 def test_a_refusal_leaves_no_trace():
     model, opt, _ = build("mlp")
     with pytest.raises(ValueError):

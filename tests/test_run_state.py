@@ -451,3 +451,67 @@ def test_other_example_inputs_by_which_other_units_cost_more_are_refused():
     built(8, 3).load_state_dict(state)
     with pytest.raises(ValueError, match=r"costs was \{'0\.weight'"):
         built(12, 1).load_state_dict(state)
+
+
+def damaged(key, value):
+    return lambda state: state | {key: value}
+
+
+BITS = torch.zeros(1, dtype=torch.uint8)
+DAMAGED = {
+    "a negative step": (damaged("step", -4), r"state\['step'\]=-4 must be a whole number >= 0"),
+    "a step in words": (damaged("step", "x"), r"state\['step'\]='x' must be a whole number"),
+    "half a step": (damaged("step", 2.5), r"state\['step'\]=2.5 must be"),
+    "no step": (damaged("step", None), r"state\['step'\]=None must be"),
+    "a step that is not a number": (damaged("step", float("nan")), r"state\['step'\]=nan must be"),
+    "frozen before it began": (damaged("frozen_at", -1), r"state\['frozen_at'\]=-1 must be"),
+    "frozen later": (damaged("frozen_at", 10**6), "'frozen_at' must be at most the step"),
+    "frozen in words": (damaged("frozen", "no"), "'frozen' must be True or False"),
+    "no memories": (damaged("memories", []), r"'memories' must be .* 1 budget"),
+    "other memories": (damaged("memories", [3]), "'memories' must be"),
+    "another history": (damaged("history", 3), "'history' must be"),
+    "norms that are not there": (damaged("norms", {"0.weight": "9"}), "'norms' must be"),
+    "pruned of others": (damaged("pruned", {"9.weight": BITS}), "'pruned' must be"),
+    "pruned too short": (damaged("pruned", {"0.weight": BITS}), "'pruned' must be"),
+    "pruned of nothing": (damaged("pruned", None), "'pruned' must be"),
+    "kept of one layer": (damaged("kept", [BITS]), r"'kept' must be .* 3 layer"),
+    "kept too short": (damaged("kept", [BITS] * 3), "'kept' must be"),
+    "frozen without a support": (damaged("kept", []), "'kept' must be"),
+    "numbers beyond the units": (damaged("empty", [torch.tensor([10**6])] * 3), "'empty' must be"),
+    "numbers that are none": (damaged("empty", [torch.tensor([0.5])] * 3), "'empty' must be"),
+    "asked in words": (damaged("asked", "all"), "'asked' must be"),
+    "asked of no layers": (damaged("asked", {}), "'asked' must be"),
+    "nothing": (lambda state: {}, "no state of a run, .*: asked, step, .* is missing"),
+    "without a step": (lambda state: {k: v for k, v in state.items() if k != "step"}, ": step is missing"),
+    "None": (lambda state: None, r"sparsifier\.state_dict\(\) returns, a dict, not NoneType"),
+    "a list": (lambda state: [state], "a dict, not list"),
+}
+
+
+@pytest.mark.parametrize("taken", [4, 8, STEPS])
+@pytest.mark.parametrize("what", DAMAGED)
+def test_what_is_no_state_is_refused_in_a_sentence_and_changes_nothing(what, taken):
+    model, opt, batch, sparsifier = run()
+    train(model, opt, batch, STEPS + 1)
+    damage, words = DAMAGED[what]
+    state = damage(sparsifier.state_dict())
+    again, opt2, batch, other = run(seed=1)
+    train(again, opt2, batch, taken)
+    before, weights_before = encode([other.state_dict()]), copy.deepcopy(again.state_dict())
+    with pytest.raises((TypeError, ValueError), match=words):
+        other.load_state_dict(state)
+    assert encode([other.state_dict()]) == before
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in weights_before.items())
+    train(again, opt2, batch, STEPS - taken, start=taken)
+    assert other.exact
+
+
+@pytest.mark.parametrize("method", ["magnitude", "l0", "rigl", "hoyer"])
+@pytest.mark.parametrize("unit", ["weight", "row"])
+@pytest.mark.parametrize("taken", [0, 1, 8, STEPS, STEPS + 2])
+def test_every_state_of_a_run_has_the_form_of_one(method, unit, taken):
+    model, opt, batch, sparsifier = run(method, unit=unit, target=0.5)
+    train(model, opt, batch, taken)
+    _, _, _, other = run(method, unit=unit, target=0.5, seed=1)
+    other.load_state_dict(sparsifier.state_dict())
+    assert other.step == taken

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,19 @@ def failure(error: BaseException, example_inputs: Any) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_internal(f.filename)]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
     return f"{line}{where}{_hint(error, example_inputs)}"
+
+
+@contextmanager
+def running_on(example_inputs: Any) -> Iterator[None]:
+    """Say what is wrong in a sentence where a model cannot be run on example inputs.
+
+    Raises:
+        ValueError: for anything that is raised within.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"the model cannot be run on example_inputs: {failure(error, example_inputs)}") from error
 
 
 def _is_internal(filename: str) -> bool:

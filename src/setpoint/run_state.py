@@ -19,6 +19,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from setpoint.state_form import check_form
 from setpoint.unfinished import warn_caller
 
 # In a parameter group: the carrier while there are runs, and the bytes in a state dict.
@@ -71,6 +72,8 @@ def decode(data: object) -> list[dict[str, Any]]:
             "load the checkpoint from a copy"
         )
     states: list[dict[str, Any]] = torch.load(io.BytesIO(data[begin:]), map_location="cpu", weights_only=True)
+    for state in states:
+        check_form(state, ("asked",))
     return states
 
 

@@ -36,6 +36,7 @@ from setpoint.norms import NormStatistics
 from setpoint.reading import count
 from setpoint.report import HOYER_SLACK, BudgetReport, LatencyReport, LayerReport, Report, in_words
 from setpoint.run_state import RunCarrier, differing, steps_of, warn_of_missing_state, was_let_go
+from setpoint.state_form import check_content, check_form
 from setpoint.support import Support
 from setpoint.unfinished import CopiedRun, Progress, warn_caller
 from setpoint.units import Layer, Patterns, Skipped, Unit, check_model, choose, named_matrices, unit_name, unwrap
@@ -474,21 +475,28 @@ class Sparsifier:
         A run that is frozen has met its target: it may go on for more steps than it was told.
 
         Raises:
-            ValueError: naming what differs, there and here.
+            TypeError: for what is no dict.
+            ValueError: naming what differs, there and here, or what is missing or damaged.
         """
+        check_form(state, self.state_dict())
         there, here = state["asked"], self._asked()
         for key, value in here.items():
             if there.get(key) != value and not (key == "schedule" and state["frozen"]):
                 was, now = differing(there.get(key), value)
                 more = "; resume with the same steps=, once frozen a run may train on" if key == "schedule" else ""
                 raise ValueError(f"the state is of another run: {key} was {was} there and is {now} here{more}")
+        modules = {name for name, _ in self.model.named_modules()}
+        check_content(state, self._layers, len(self._budgets), modules)
+        if self._latency is not None:
+            self._latency.check_state(state["latency"])
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a run's state back.
 
         Raises:
-            ValueError: if it is the state of a run that asked for something else; nothing is changed then.
+            TypeError: for what is no dict.
+            ValueError: if it is no state of a run, or of one that asked for something else; nothing is changed then.
         """
         self.check_state(state)
         if self._latency is not None:

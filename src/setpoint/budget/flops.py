@@ -13,6 +13,7 @@ from torch import nn
 
 from setpoint.budget.watching import FlopCount, watch_forward
 from setpoint.budget.whole import WholeCost, parameter_sizes
+from setpoint.inputs import running_on
 from setpoint.meta import on_meta
 from setpoint.units import Layer, plain_name
 from setpoint.wiring import Wiring
@@ -43,9 +44,11 @@ def flops_per_entry(model: nn.Module, layers: Sequence[Layer], example_inputs: A
         example_inputs: what one forward pass is; its batch counts.
 
     Raises:
-        ValueError: for a parameter whose entries take part in none, as far as can be seen, or in unequal numbers.
+        ValueError: for inputs that the model cannot be run on, and for a parameter whose entries take part in no
+            operations, as far as can be seen, or in unequal numbers.
     """
-    counter, _ = watch_forward(model, example_inputs, FlopCount)
+    with running_on(example_inputs):
+        counter, _ = watch_forward(model, example_inputs, FlopCount)
     pieces = {plain_name(name): found for name, found in counter.by_piece.items()}
     return {layer.name: _each(layer, pieces.get(layer.name, {})) for layer in layers}
 

@@ -137,14 +137,31 @@ class LatencyOfWidths:
             "tables": [[list(map(list, table.nodes)), table.values] for table in self._tables],
         }
 
+    def check_state(self, state: object) -> None:
+        """Refuse what is no such state.
+
+        Raises:
+            ValueError: if it does not have what was measured of these operations.
+        """
+        try:
+            self._read(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the state of a run is damaged: its 'latency' must be what was measured of the model's "
+                f"{len(self._tables)} operation(s)"
+            ) from error
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what was measured, so that a run that goes on makes the choices that it would have made."""
-        self.measured = state["measured"]
-        self._points = [(x, y) for x, y in state["points"]]
-        self._tables = tuple(
+        self.measured, self._points, self._tables = self._read(state)
+
+    def _read(self, state: Any) -> tuple[float | None, list[tuple[float, float]], tuple[Table, ...]]:
+        points = [(float(x), float(y)) for x, y in state["points"]]
+        tables = tuple(
             Table(table.sizes, tuple(map(tuple, nodes)), values)
-            for table, (nodes, values) in zip(self._tables, state["tables"])
+            for table, (nodes, values) in zip(self._tables, state["tables"], strict=True)
         )
+        return None if state["measured"] is None else float(state["measured"]), points, tables
 
     def _widths(self, widths: Sequence[int]) -> dict[str, int]:
         return dict(zip(self._groups, widths))

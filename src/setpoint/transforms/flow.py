@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from setpoint.budget.watching import OperatorWatch, storage, watch_forward
+from setpoint.inputs import running_on
 
 _LOOK_UPS = (torch.ops.aten.embedding, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
 
@@ -45,8 +46,12 @@ def follow(model: nn.Module, example_inputs: Any) -> Flow:
     Args:
         model: not changed.
         example_inputs: a tensor, or a tuple of arguments.
+
+    Raises:
+        ValueError: if the model cannot be run on them.
     """
-    watch, answer = watch_forward(model, example_inputs, _FlowWatch)
+    with running_on(example_inputs):
+        watch, answer = watch_forward(model, example_inputs, _FlowWatch)
     outputs = [t for t in torch.utils._pytree.tree_leaves(answer) if isinstance(t, Tensor)]
     last = frozenset[int]().union(*(watch.before[storage(t)] for t in outputs)) - watch.followed
     norms = watch.norms({storage(t) for t in outputs})

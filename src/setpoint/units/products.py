@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from setpoint.budget.watching import OperatorWatch, storage, watch_forward
-from setpoint.inputs import failure
+from setpoint.inputs import running_on
 from setpoint.units.layout import Layout
 
 _aten = torch.ops.aten
@@ -80,10 +80,8 @@ def layouts_shown(model: nn.Module, parameters: Sequence[Tensor], example_inputs
     """
     first = {p: name for name, p in model.named_parameters()}
     named = {first[p]: p for p in parameters if isinstance(p, nn.Parameter)}
-    try:
+    with running_on(example_inputs):
         watch, _ = watch_forward(model, example_inputs, partial(_Products, list(named)))
-    except Exception as error:
-        raise ValueError(f"the model cannot be run on example_inputs: {failure(error, example_inputs)}") from error
     layouts = {named[name]: _layout(named[name], seen) for name, seen in watch.seen.items()}
     return {parameter: layout for parameter, layout in layouts.items() if layout is not None}
 
