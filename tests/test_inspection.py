@@ -351,6 +351,9 @@ def test_zeros_beside_those_that_a_hoyer_sparsity_left_are_seen_and_counted(scop
     assert sum(budget.kept for budget in report.budgets) == report.params_kept == sum(there.values())
     with pytest.warns(UserWarning, match=r"not what the run left: 0\.weight"):
         setpoint.save(model, tmp_path / "a.safetensors")
+    sparsifier.apply()
+    assert not sparsifier.exact
+    assert "0.weight" in sparsifier.report().differences
 
 
 @pytest.mark.parametrize("scope", ["global", "uniform"])

@@ -684,11 +684,12 @@ class Sparsifier:
         """What a method does to the survivors beyond holding the support."""
         if not self.method.settles(self.target):
             return
+        before = self._support.blank(layers)
         for units in self._all_units(last=True, layers=layers):
             for layer, factors in zip(units.layers, self.method.settle(units)):
                 if factors is not None:
                     layer.multiply(factors)
-        self._support.note_empty(layers)
+        self._support.note_settled(layers, before)
 
     def _all_units(self, *, last: bool = False, layers: Sequence[Layer] | None = None) -> list[Units]:
         """What a method sees of each budget now, or as if the sparsify phase were over.

@@ -67,9 +67,31 @@ class Support:
         for name, pruned in self.pruned.items():
             mask_gradient(self.parameters[name], pruned)
 
+    def blank(self, layers: Sequence[Layer]) -> list[Tensor]:
+        """By layer, which parts of kept units are zero now."""
+        return [kept & layer.blank() for kept, layer in zip(self.kept, layers)]
+
     def note_empty(self, layers: Sequence[Layer]) -> None:
-        """Note which parts of kept units are zero now in the layers: few, unless a method settles them there."""
-        self._blank = [kept & layer.blank() for kept, layer in zip(self.kept, layers)]
+        """Note which parts of kept units are zero when the support is fixed: few, if any."""
+        self._blank = self.blank(layers)
+
+    def note_settled(self, layers: Sequence[Layer], before: Sequence[Tensor]) -> None:
+        """Note which parts of kept units a method has settled at zero, beside those noted that still are.
+
+        Args:
+            layers: as they are now.
+            before: what was `blank` before the method settled them. What was zero already and is not noted was made so
+                by somebody else.
+        """
+        self._blank = [now & (~was | noted) for now, was, noted in zip(self.blank(layers), before, self._noted(before))]
+
+    def _noted(self, like: Sequence[Tensor]) -> list[Tensor]:
+        if self._blank:
+            return self._blank
+        noted = [torch.zeros_like(units) for units in like]
+        for units, numbers in zip(noted, self._empty):
+            units.view(-1)[numbers] = True
+        return noted
 
     def number_empty(self) -> None:
         """Keep what was noted by its numbers, which take less memory."""
