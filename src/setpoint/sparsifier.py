@@ -452,6 +452,10 @@ class Sparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """The run's state: plain values and packed masks. The optimizer's `state_dict()` holds the same."""
+        return {**self._own_state(), **self._support.state_dict()}
+
+    def _own_state(self) -> dict[str, Any]:
+        """All of the state but the support, which takes passes over its masks."""
         return {
             "asked": self._asked(),
             "step": self._step,
@@ -461,7 +465,6 @@ class Sparsifier:
             "history": self._history,
             "latency": None if self._latency is None else self._latency.state_dict(),
             "norms": {} if self._gates is None else self._gates.norms,
-            **self._support.state_dict(),
         }
 
     @property
@@ -478,7 +481,7 @@ class Sparsifier:
             TypeError: for what is no dict.
             ValueError: naming what differs, there and here, or what is missing or damaged.
         """
-        check_form(state, self.state_dict())
+        check_form(state, (*self._own_state(), *Support.KEYS))
         there, here = state["asked"], self._asked()
         for key, value in here.items():
             if there.get(key) != value and not (key == "schedule" and state["frozen"]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class Support:
         kept: by layer, which units are kept: once frozen, and of a method that is always sparse from the start; none
             before they are known.
     """
+
+    # Of its part of a run's state.
+    KEYS: ClassVar[tuple[str, ...]] = ("pruned", "kept", "empty")
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
@@ -148,11 +151,8 @@ class Support:
 
     def state_dict(self) -> dict[str, Any]:
         """A bit an entry, and a bit a unit."""
-        return {
-            "pruned": {name: pack_bits(pruned) for name, pruned in self.pruned.items()},
-            "kept": [pack_bits(kept) for kept in self.kept],
-            "empty": list(self.empty),
-        }
+        pruned = {name: pack_bits(entries) for name, entries in self.pruned.items()}
+        return dict(zip(self.KEYS, (pruned, [pack_bits(kept) for kept in self.kept], list(self.empty))))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state back; the parameters stay as they are."""
