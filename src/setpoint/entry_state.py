@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
+from setpoint.functional.bits import Mask
+from setpoint.functional.entries import zero_entries
+
 # More tensors than this of a parameter's shape in one are no moments of several speeds.
 _STACKED = 8
 # A copy of a weight has moved by less than this part of it after a step.
@@ -106,20 +109,20 @@ def reset(
             fill(value, entries, slot.blank)
 
 
-def mask_gradient(parameter: Tensor, gone: Tensor) -> None:
+def mask_gradient(parameter: Tensor, gone: Mask) -> None:
     """Zero some entries of a gradient, which may be sparse, or part of a graph that is yet to be differentiated."""
     gradient = parameter.grad
     if gradient is None:
         return
     if gradient.is_sparse:
         gradient = gradient.coalesce()
-        values = gradient.values().masked_fill(gone[tuple(gradient.indices())], 0.0)
+        values = gradient.values().masked_fill(gone.tensor()[tuple(gradient.indices())], 0.0)
         parameter.grad = torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape, is_coalesced=True)
     elif gradient.requires_grad:
         with torch.enable_grad():
-            parameter.grad = gradient.masked_fill(gone, 0.0)
+            parameter.grad = gradient.masked_fill(gone.tensor(), 0.0)
     else:
-        gradient.masked_fill_(gone, 0.0)
+        zero_entries(gradient, gone)
 
 
 @contextmanager

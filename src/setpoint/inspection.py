@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from setpoint.functional.bits import Mask
+from setpoint.functional.entries import zero_entries
 from setpoint.reading import read
 from setpoint.units import Layer, plain_name
 
@@ -42,7 +44,7 @@ class Inspection:
 def inspect(
     model: nn.Module,
     layers: Sequence[Layer],
-    pruned: Mapping[str, Tensor],
+    pruned: Mapping[str, Mask],
     kept: Sequence[Tensor],
     empty: Sequence[Tensor],
     alive: Callable[[int, Layer], Tensor],
@@ -92,7 +94,7 @@ def listed(differences: Mapping[str, str], most: int = 4) -> str:
     return shown if len(differences) <= most else f"{shown}; and {len(differences) - most} more"
 
 
-def zero(model: nn.Module, pruned: Mapping[str, Tensor]) -> None:
+def zero(model: nn.Module, pruned: Mapping[str, Mask]) -> None:
     """Set the pruned entries of a model's parameters to zero.
 
     Args:
@@ -104,7 +106,7 @@ def zero(model: nn.Module, pruned: Mapping[str, Tensor]) -> None:
     """
     with torch.no_grad():
         for name, parameter in find_parameters(model, {name: mask.shape for name, mask in pruned.items()}).items():
-            parameter.masked_fill_(pruned[name].to(parameter.device), 0.0)
+            zero_entries(parameter, pruned[name])
 
 
 def present(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ...]:
@@ -182,11 +184,11 @@ def _not_finite(now: Mapping[str, Tensor]) -> dict[str, str]:
     }
 
 
-def _not_zero(now: Mapping[str, Tensor], pruned: Mapping[str, Tensor], skip: Mapping[str, str]) -> dict[str, str]:
+def _not_zero(now: Mapping[str, Tensor], pruned: Mapping[str, Mask], skip: Mapping[str, str]) -> dict[str, str]:
     names = [name for name in pruned if name not in skip]
-    counts = read([torch.count_nonzero((now[n] != 0) & pruned[n].to(now[n].device)) for n in names])
+    counts = read([torch.count_nonzero((now[n] != 0) & pruned[n].tensor().to(now[n].device)) for n in names])
     return {
-        name: f"{int(count):,} of its {int(pruned[name].sum()):,} pruned entries are not zero: weights were loaded, "
+        name: f"{int(count):,} of its {int(pruned[name].count()):,} pruned entries are not zero: weights were loaded, "
         "averaged or written since"
         for name, count in zip(names, counts)
         if count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,20 +24,27 @@ def remember(optimizer: Optimizer, found: Sequence[tuple[Memory, Sequence[Any]]]
     _KNOWN[optimizer] = [(memory, [weakref.ref(holder) for holder in holders]) for memory, holders in found]
 
 
-def clear_state(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:
-    """Have an optimizer remember of some entries what it does of weights of zero that never had a gradient."""
-    for memory, holders in _known(optimizer):
-        reset(memory, holders, parameter, gone)
+def clear_state(optimizer: Optimizer, parameter: Tensor, gone: Callable[[], Tensor]) -> None:
+    """Have an optimizer remember of some entries what it does of weights of zero that never had a gradient.
 
-
-def mask_copies(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:
-    """Zero what is gone in the copies of a parameter that an optimizer keeps: averages, slow weights, masters.
-
-    They would bring it back. To be called whenever the parameter itself is masked.
+    Args:
+        optimizer: that trains the parameter.
+        parameter: whose entries.
+        gone: which of them, as a boolean tensor, asked for if the optimizer remembers anything.
     """
     for memory, holders in _known(optimizer):
-        if memory.has_copies:
-            reset(memory, holders, parameter, gone, copies_only=True)
+        if any(True for _ in state_tensors(holders, parameter)):
+            reset(memory, holders, parameter, gone())
+
+
+def mask_copies(optimizer: Optimizer, parameter: Tensor, gone: Callable[[], Tensor]) -> None:
+    """Zero what is gone in the copies of a parameter that an optimizer keeps: averages, slow weights, masters.
+
+    They would bring it back. To be called whenever the parameter itself is masked. Arguments as of `clear_state`.
+    """
+    for memory, holders in _known(optimizer):
+        if memory.has_copies and any(True for _ in state_tensors(holders, parameter)):
+            reset(memory, holders, parameter, gone(), copies_only=True)
 
 
 @torch.no_grad()

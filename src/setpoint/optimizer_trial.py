@@ -29,6 +29,7 @@ from setpoint.entry_state import (
     slot_of,
     state_tensors,
 )
+from setpoint.functional.bits import Mask
 from setpoint.optimizer_copy import copy_optimizer, let_move, nested, quietly, samples, stand_in
 
 # Steps before and after the zeros are made: slow weights are blended back every fifth or tenth step.
@@ -189,7 +190,7 @@ class Trial:
 
     def _before(self) -> None:
         for weight, gone in zip(self.weights, self.gone):
-            mask_gradient(weight, gone)
+            mask_gradient(weight, Mask.of(gone))
 
     def _after(self) -> None:
         self._steps += 1

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from setpoint.functional.entries import count_nonzero
+
 
 def read(numbers: Sequence[Tensor]) -> list[float]:
     """The numbers of some tensors of one entry each, at once."""
@@ -19,7 +21,7 @@ def read(numbers: Sequence[Tensor]) -> list[float]:
 
 def count(masks: Iterable[Tensor]) -> int:
     """How many entries are not zero, of all tensors together."""
-    return int(sum(read([torch.count_nonzero(mask) for mask in masks])))
+    return int(sum(read([count_nonzero(mask) for mask in masks])))
 
 
 def beside(values: Tensor, device: torch.device) -> Tensor:

@@ -27,6 +27,7 @@ from setpoint.budget import (
 )
 from setpoint.claims import claim, release
 from setpoint.comparable import comparable
+from setpoint.functional.values import Entries
 from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizers
 from setpoint.inspection import APPLY, Inspection, find_parameters, inspect, listed, present, zero
@@ -124,7 +125,7 @@ class Sparsifier:
         self._frozen = False
         self._support = Support(self._layers)
         # Of a method that is always sparse: norms of gradients that were masked since, by layer.
-        self._felt: list[Tensor] | None = None
+        self._felt: list[Entries] | None = None
         # What the method remembers, one for each budget, from the beginning of the sparsify phase.
         self._memories: list[dict[str, Any]] = [{} for _ in self._budgets]
         self._history: list[dict[str, float]] = []
@@ -263,8 +264,8 @@ class Sparsifier:
         for number, budget in enumerate(self._budgets):
             stays = self._final_cut(number)
             factors |= zip(budget.layers, self.method.fold(self._all_units(last=True)[number], stays))
-        self._support.kept = [factors[i] != 0 for i in range(len(self._layers))]
-        self._support.prune({i: kept.float() for i, kept in enumerate(self._support.kept)})
+        self._support.keep(_as_mask(factors[i]) for i in range(len(self._layers)))
+        self._support.prune(factors)
         if self._gates is not None and self._gates.attached:
             for i in range(len(self._layers)):
                 self._gates.fold(i, factors[i])
@@ -297,13 +298,13 @@ class Sparsifier:
         `unscale_`. A method that looks at the gradients of what is gone in this step still gets to see them.
         """
         if self._moves_next:
-            self._feel()
+            self._feel(copy=True)
         self._support.mask_gradients()
 
-    def _feel(self) -> None:
+    def _feel(self, *, copy: bool) -> None:
         """Note the gradients of all units, for a method that looks at them at the next update."""
         if self.method.sees_gradients:
-            self._felt = [layer.gradients() for layer in self._layers]
+            self._felt = [layer.gradients(copy=copy) for layer in self._layers]
 
     def remove(self) -> None:
         """Let go of the optimizer and the parameters. The model stays as it is; zeros are no longer held."""
@@ -579,7 +580,7 @@ class Sparsifier:
             self._support.forget_dense()
             if self._moves_next:
                 if self._felt is None:
-                    self._feel()
+                    self._feel(copy=False)
                 with graph_kept(self._support.parameters.values()):
                     self._update()
                 self._felt = None
@@ -642,16 +643,19 @@ class Sparsifier:
             for i, layer, factors in zip(units.budget.layers, units.layers, self.method.factors(units)):
                 if factors is not None and self.method.holds:
                     held[i] = factors
-                if factors is not None:
+                # A support that is held from here on is zeroed below, with all that goes with it.
+                if factors is not None and not self.method.always_sparse:
                     layer.multiply(factors)
             for key, value in self.method.gauges(units).items():
                 gauges[key] = gauges.get(key, 0.0) + value * (units.budget.total / whole)
         self._support.prune(held)
         if self.method.always_sparse:
-            self._support.kept = [held[i] != 0 for i in range(len(self._layers))]
+            self._support.keep(_as_mask(held[i]) for i in range(len(self._layers)))
             self._support.clear_state(self._optimizers)
             self._hold()
-        self._history.append({"step": self._step, "asked": self.asked, "zeros": self._zeros(self._layers), **gauges})
+        # What is outside of a support that holds has just been zeroed.
+        zeros = self._support.share if self.method.always_sparse else self._zeros(self._layers)
+        self._history.append({"step": self._step, "asked": self.asked, "zeros": zeros, **gauges})
 
     def _zeros(self, layers: Sequence[Layer], kept: Sequence[Tensor] = ()) -> float:
         """Fraction of entries that are zero, or of units that are, or behind gates that are shut.
@@ -663,17 +667,27 @@ class Sparsifier:
             kept: which of their units are there, where that is known; else they are looked at where it takes that.
         """
         parameters = {part.name: part.parameter for layer in layers for part in layer.parts}
-        there = {name: parameter != 0 for name, parameter in parameters.items()}
-        if self.method.always_sparse:
-            there = {name: entries | self.masks[name].to(entries.device) for name, entries in there.items()}
+        whole = sum(parameter.numel() for parameter in parameters.values())
         gated = self._gates is not None and self._gates.attached
+        by_units = [i for i, layer in enumerate(layers) if gated or len(layer.acted_on) < len(layer.parts)]
+        if not by_units and not self.method.always_sparse:
+            return 1.0 - count(parameters.values()) / whole
+        if not by_units:
+            return 1.0 - count(self._there(name, parameter) for name, parameter in parameters.items()) / whole
+        there = {name: self._there(name, parameter) for name, parameter in parameters.items()}
         known = kept or self._support.kept
         for i, layer in enumerate(layers):
-            if gated or len(layer.acted_on) < len(layer.parts):
+            if i in by_units:
                 units = known[i] if known else self._alive(i, layer)
                 for part, spread in layer.spread(units.float()):
                     there[part.name] = there[part.name] & (spread != 0)
-        return 1.0 - count(there.values()) / sum(parameter.numel() for parameter in parameters.values())
+        return 1.0 - count(there.values()) / whole
+
+    def _there(self, name: str, parameter: Tensor) -> Tensor:
+        """Which entries of a parameter count as not zero."""
+        pruned = self._support.pruned.get(name) if self.method.always_sparse else None
+        there = parameter != 0
+        return there if pruned is None else there | ~pruned.tensor().to(there.device)
 
     def _hold(self) -> None:
         """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors."""
@@ -755,6 +769,10 @@ class Sparsifier:
         """Whether these layers have the Hoyer sparsity that was asked for, and no more than that."""
         asked = self._hoyer_asked or 0.0
         return all(abs((hoyer or 0.0) - asked) <= HOYER_SLACK for hoyer in self._hoyers(layers))
+
+
+def _as_mask(factors: Tensor) -> Tensor:
+    return factors if factors.dtype is torch.bool else factors != 0
 
 
 def _measured(method: Method, units: Units) -> float | None:

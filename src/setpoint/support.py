@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from setpoint.functional.bits import pack_bits, unpack_bits
+from setpoint.functional.bits import Mask, Masks
+from setpoint.functional.entries import zero_entries
 from setpoint.moments import clear_state, mask_copies, mask_gradient
 from setpoint.optimizer_set import OptimizerSet
-from setpoint.reading import read
+from setpoint.reading import count, read
 from setpoint.units import Layer
+
+# Weights of which more than this part are not zero belong to no sparse run's checkpoint.
+_SPARSE = 0.999
 
 
 class Support:
@@ -25,8 +29,7 @@ class Support:
         parameters: of the layers, by name.
         pruned: by parameter, True where an entry is zero: fixed once frozen; before that, what a method holds at zero
             until its next update.
-        kept: by layer, which units are kept: once frozen, and of a method that is always sparse from the start; none
-            before they are known.
+            Kept as bits on the CPU.
     """
 
     # Of its part of a run's state.
@@ -35,27 +38,45 @@ class Support:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
         self.parameters = {part.name: part.parameter for layer in layers for part in layer.parts}
-        self.pruned: dict[str, Tensor] = {}
-        self.kept: list[Tensor] = []
+        self.pruned: dict[str, Mask] = {}
+        self._kept: list[Mask] = []
         # Parts of kept units that are zero: as booleans when they were noted last, and as numbers once asked for.
         self._blank: list[Tensor] = []
         self._empty: list[Tensor] = []
         self._dense: dict[str, Tensor] = {}
 
     @property
+    def kept(self) -> Masks:
+        """By layer, which units are kept: once frozen, and of a method that is always sparse from the start.
+
+        None before they are known.
+        """
+        return Masks(self._kept)
+
+    @property
+    def share(self) -> float:
+        """Fraction of the entries that are pruned."""
+        whole = sum(parameter.numel() for parameter in self.parameters.values())
+        return sum(read([pruned.count() for pruned in self.pruned.values()])) / whole
+
+    def keep(self, kept: Iterable[Tensor]) -> None:
+        """Fix which units are kept, by layer."""
+        self._kept = [Mask.of(units) for units in kept]
+
+    @property
     def masks(self) -> dict[str, Tensor]:
         """By parameter, True where an entry is kept."""
         return {
-            name: ~self.pruned[name] if name in self.pruned else torch.ones_like(parameter, dtype=torch.bool)
+            name: ~self.pruned[name].tensor() if name in self.pruned else torch.ones_like(parameter, dtype=torch.bool)
             for name, parameter in self.parameters.items()
         }
 
     def prune(self, factors: Mapping[int, Tensor]) -> None:
-        """Prune the units whose factor is zero, by the number of the layer, and no others."""
+        """Prune the units whose factor is zero, or False, by the number of the layer, and no others."""
         self.pruned = {}
         for i, given in factors.items():
             for part, spread in self._layers[i].spread(given):
-                entries = spread == 0
+                entries = Mask.of(~spread if spread.dtype is torch.bool else spread == 0)
                 # A parameter may lose some to several layers.
                 self.pruned[part.name] = self.pruned[part.name] | entries if part.name in self.pruned else entries
 
@@ -63,7 +84,7 @@ class Support:
     def hold(self) -> None:
         """Bring back to zero what the optimizer moved."""
         for name, pruned in self.pruned.items():
-            self.parameters[name].masked_fill_(pruned, 0.0)
+            zero_entries(self.parameters[name], pruned)
 
     def mask_gradients(self) -> None:
         """Zero the gradients of what is pruned."""
@@ -72,11 +93,17 @@ class Support:
 
     def blank(self, layers: Sequence[Layer]) -> list[Tensor]:
         """By layer, which parts of kept units are zero now."""
-        return [kept & layer.blank() for kept, layer in zip(self.kept, layers)]
+        return [layer.blank() & kept for kept, layer in zip(self.kept, layers)]
 
     def note_empty(self, layers: Sequence[Layer]) -> None:
         """Note which parts of kept units are zero when the support is fixed: few, if any."""
-        self._blank = self.blank(layers)
+        # One layer after another: all their masks together are as much as a quarter of the weights.
+        noted = []
+        for kept, layer in zip(self.kept, layers):
+            self._blank = [layer.blank() & kept]
+            self.number_empty()
+            noted += self._empty
+        self._empty = noted
 
     def note_settled(self, layers: Sequence[Layer], before: Sequence[Tensor]) -> None:
         """Note which parts of kept units a method has settled at zero, beside those noted that still are.
@@ -118,8 +145,13 @@ class Support:
         return self._empty
 
     def remember_dense(self) -> None:
-        """Note the parameters as they are before a first support is drawn."""
-        self._dense = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        """Note the parameters as they are before a first support is drawn, if they may be those of a checkpoint.
+
+        These are zero outside of the support of their state; weights that are not have none that they belong to.
+        """
+        numbers = [parameter.numel() for parameter in self.parameters.values()]
+        if count(self.parameters.values()) <= _SPARSE * sum(numbers):
+            self._dense = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     def forget_dense(self) -> None:
         """Let go of what was noted: it has been trained since."""
@@ -135,36 +167,36 @@ class Support:
         drawn, there = self.pruned, self._unpacked(state)
         for name, dense in self._dense.items():
             parameter = self.parameters[name]
-            are_of_the_state = name in there and not bool(dense[there[name]].any())
-            if are_of_the_state and torch.equal(parameter, dense.masked_fill(drawn[name], 0.0)):
+            are_of_the_state = name in there and not bool(dense[there[name].tensor()].any())
+            if are_of_the_state and torch.equal(parameter, dense.masked_fill(drawn[name].tensor(), 0.0)):
                 parameter.copy_(dense)
 
     def clear_state(self, optimizers: OptimizerSet) -> None:
         """Zero what the optimizers remember of what is pruned."""
         for name, pruned in self.pruned.items():
-            clear_state(optimizers.of(self.parameters[name]), self.parameters[name], pruned)
+            clear_state(optimizers.of(self.parameters[name]), self.parameters[name], pruned.tensor)
 
     def mask_copies(self, optimizers: OptimizerSet) -> None:
         """Zero what is pruned in the copies of parameters that the optimizers keep."""
         for name, pruned in self.pruned.items():
-            mask_copies(optimizers.of(self.parameters[name]), self.parameters[name], pruned)
+            mask_copies(optimizers.of(self.parameters[name]), self.parameters[name], pruned.tensor)
 
     def state_dict(self) -> dict[str, Any]:
         """A bit an entry, and a bit a unit."""
-        pruned = {name: pack_bits(entries) for name, entries in self.pruned.items()}
-        return dict(zip(self.KEYS, (pruned, [pack_bits(kept) for kept in self.kept], list(self.empty))))
+        pruned = {name: entries.packed.clone() for name, entries in self.pruned.items()}
+        return dict(zip(self.KEYS, (pruned, [kept.packed.clone() for kept in self._kept], list(self.empty))))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state back; the parameters stay as they are."""
         self.pruned = self._unpacked(state)
-        self.kept = [
-            unpack_bits(packed, layer.counts).to(layer.device) for packed, layer in zip(state["kept"], self._layers)
+        self._kept = [
+            Mask.unpacked(packed, layer.counts, layer.device) for packed, layer in zip(state["kept"], self._layers)
         ]
         self._blank = []
         self._empty = [numbers.to(layer.device) for numbers, layer in zip(state["empty"], self._layers)]
 
-    def _unpacked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _unpacked(self, state: Mapping[str, Any]) -> dict[str, Mask]:
         return {
-            name: unpack_bits(packed, self.parameters[name].shape).to(self.parameters[name].device)
+            name: Mask.unpacked(packed, self.parameters[name].shape, self.parameters[name].device)
             for name, packed in state["pruned"].items()
         }

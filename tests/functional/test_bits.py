@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setpoint.functional.bits import pack_bits, unpack_bits
+from setpoint.functional.bits import Mask, Masks, pack_bits, unpack_bits
 
 
 @st.composite
@@ -55,3 +55,38 @@ def test_wrong_length_is_refused(count, length):
     else:
         with pytest.raises(ValueError, match=rf"{length} bytes cannot hold the {count} bits"):
             unpack_bits(packed, (count,))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 3, 4), (0,), (64, 33)])
+def test_a_mask_holds_what_was_put_into_it(shape):
+    entries = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask = Mask.of(entries)
+    assert torch.equal(mask.tensor(), entries)
+    assert int(mask.count()) == int(entries.sum())
+    assert torch.equal(Mask.unpacked(mask.packed, shape).tensor(), entries)
+    assert torch.equal((mask | Mask.of(~entries)).tensor(), torch.ones(shape, dtype=torch.bool))
+    for begin, end in ((0, entries.numel()), (1, entries.numel()), (3, min(11, entries.numel()))):
+        assert torch.equal(mask.piece(begin, end), entries.flatten()[begin:end])
+
+
+def test_a_mask_is_written_in_pieces():
+    entries = torch.rand(101, generator=torch.Generator().manual_seed(1)) < 0.3
+    mask = Mask((101,))
+    for begin in (96, 0, 40):
+        mask.put(begin, entries[begin : {0: 40, 40: 96, 96: 101}[begin]])
+    assert torch.equal(mask.tensor(), entries)
+    mask.tensor().fill_(True)
+    assert torch.equal(mask.tensor(), entries)
+
+
+def test_bits_beyond_the_last_entry_are_not_counted():
+    mask = Mask.unpacked(torch.tensor([255], dtype=torch.uint8), (3,))
+    assert int(mask.count()) == 3
+    assert mask.packed.tolist() == [7]
+
+
+def test_masks_are_unpacked_when_they_are_asked_for():
+    entries = [torch.rand(4, 5) < 0.5, torch.rand(3) < 0.5]
+    masks = Masks([Mask.of(e) for e in entries])
+    assert all(torch.equal(a, b) for a, b in zip(masks, entries, strict=True))
+    assert torch.equal(masks[1:][0], entries[1])

@@ -15,13 +15,13 @@ STEPS = 40
 
 def recorded(monkeypatch, method, steps=STEPS, unit="row", lr=0.1):
     """The arguments of every proximal map of a run."""
-    calls, prox = [], module.prox_group_envelope
+    calls, prox = [], module.prox_of_values
 
     def record(magnitudes, room, strength, costs, weights=None, metric=None, *, debias=False):
         calls.append({"room": room, "strength": strength, "weights": weights, "metric": metric})
         return prox(magnitudes, room, strength, costs, weights, metric, debias=debias)
 
-    monkeypatch.setattr(module, "prox_group_envelope", record)
+    monkeypatch.setattr(module, "prox_of_values", record)
     model = nn.Linear(4, 6)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     schedule = setpoint.Schedule(begin=0, end=1.0, interval=1)

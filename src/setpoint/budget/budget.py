@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from setpoint.budget.whole import WholeCost
-from setpoint.functional.budget import project_budget
+from setpoint.functional.budget import count_within, project_budget, project_values
 from setpoint.functional.budget_widths import project_widths
+from setpoint.functional.values import Values
 from setpoint.reading import read
 from setpoint.units import Layer
 
@@ -47,11 +48,20 @@ class Budget:
         """The fraction of the cost that goes when the budget is met, after rounding to whole units."""
         return 1.0 - self.kept / self.total
 
-    def cut(self, scores: Sequence[Tensor], ramp: float) -> list[Tensor]:
+    def cut(self, scores: Sequence[Tensor | Values], ramp: float) -> list[Tensor]:
         """Which units stay once the budget has gone `ramp` of its way: boolean tensors shaped as the scores."""
+        room = self.room(ramp)
+        values = [score for score in scores if isinstance(score, Values)]
+        if self.whole is None and len(values) == len(scores):
+            return project_values(values, room, self.costs, floors=self.floors)
+        tensors = [score.tensor() if isinstance(score, Values) else score for score in scores]
         if self.whole is not None:
-            return project_widths(scores, self.room(ramp), self.whole, floors=self.floors, multiple=self.multiple)
-        return project_budget(scores, self.room(ramp), self.costs, floors=self.floors)
+            return project_widths(tensors, room, self.whole, floors=self.floors, multiple=self.multiple)
+        return project_budget(tensors, room, self.costs, floors=self.floors)
+
+    def places(self, ramp: float) -> int:
+        """How many units the budget has room for, where all cost the same, once it has gone `ramp` of its way."""
+        return count_within(self.room(ramp), float(self.costs[0]))
 
     def prices(self, kept: Sequence[Tensor]) -> list[Tensor]:
         """What one unit of each layer costs, beside those that are kept."""

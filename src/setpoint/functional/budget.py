@@ -15,12 +15,14 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from setpoint.functional.compiled import single, usable
+from setpoint.functional.compiled import WORTH
 from setpoint.functional.device import on_one
 from setpoint.functional.device.budget import largest_on_device
 from setpoint.functional.device.transfer import back, few_on_one, on_cpu
+from setpoint.functional.largest import largest_of_many
 from setpoint.functional.ragged import PerTensor, as_list, check_magnitudes, common_number, per_tensor
 from setpoint.functional.root import monotone_root
+from setpoint.functional.values import Entries, Values, readable
 
 # How many units around the cut are settled by trying every combination, where costs differ.
 _CORE = 12
@@ -110,19 +112,49 @@ def _project(magnitudes: Sequence[Tensor], budget: float, costs: list[Tensor], f
 
 
 def _large(magnitudes: Sequence[Tensor], budget: float, costs: PerTensor, floors: Sequence[int]) -> list[Tensor] | None:
-    """A top-k of many, by compiled kernels or on a GPU, where costs are equal; None where neither applies."""
+    """A top-k of many, in pieces on the CPU or on a GPU, where costs are equal; None where neither applies."""
     on_device = on_one(magnitudes)
-    cost = common_number(costs, magnitudes) if on_device or usable(magnitudes) else None
-    if cost is None:
+    if not on_device and (not readable(magnitudes) or sum(m.numel() for m in magnitudes) < WORTH):
         return None
-    count = (budget + _SLACK * max(1.0, abs(budget))) / cost if cost > 0.0 else math.inf
-    if not 1.0 <= count < sum(m.numel() for m in magnitudes):
+    count = _common_count(budget, costs, magnitudes)
+    if count is None or not 1.0 <= count < sum(m.numel() for m in magnitudes):
         return None
     if on_device:
         return largest_on_device(magnitudes, int(count), floors)
-    from setpoint.functional.budget_large import largest_of_many
+    if sum(min(floor, m.numel()) for floor, m in zip(floors, magnitudes)) > count:
+        return None
+    for position, tensor in enumerate(magnitudes):
+        check_magnitudes(tensor, position)
+    return largest_of_many([Entries(m, signed=False) for m in magnitudes], int(count), floors)
 
-    return largest_of_many([single(m) for m in magnitudes], int(count), floors)
+
+def _common_count(budget: float, costs: PerTensor, magnitudes: Sequence[Tensor | Values]) -> float | None:
+    """How many units the budget has room for, if all cost the same."""
+    cost = common_number(costs, magnitudes)
+    if cost is None:
+        return None
+    return count_within(budget, cost) if cost > 0.0 else math.inf
+
+
+def count_within(budget: float, cost: float) -> int:
+    """How many units of one cost a budget has room for."""
+    return int((budget + _SLACK * max(1.0, abs(budget))) / cost)
+
+
+@torch.no_grad()
+def project_values(
+    values: Sequence[Values], budget: float, costs: Sequence[Tensor | float], *, floors: Sequence[int]
+) -> list[Tensor]:
+    """`project_budget` of numbers that are computed where they are looked at, with costs and floors by layer.
+
+    Where units cost the same, nothing as large as the numbers is made but the answer.
+    """
+    count = _common_count(budget, costs, values)
+    least = sum(min(floor, v.numel()) for floor, v in zip(floors, values))
+    many = sum(v.numel() for v in values) >= WORTH and len({v.dtype for v in values}) == 1
+    if many and count is not None and least <= count and all(v.device.type == "cpu" for v in values):
+        return largest_of_many(values, int(min(count, sum(v.numel() for v in values))), floors)
+    return project_budget([v.tensor() for v in values], budget, costs, floors=floors)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,13 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from setpoint.functional.compiled import WORTH
 from setpoint.functional.device import in_a_row, on_one, parted
 from setpoint.functional.device.transfer import few_on_one
 from setpoint.functional.envelope import Groups
+from setpoint.functional.envelope_values import factors_of_values
 from setpoint.functional.ragged import PerTensor, as_list, beside_row, per_tensor
+from setpoint.functional.values import Values
 
 # Costs, weights and metric.
 _Beside = tuple[PerTensor, PerTensor, PerTensor]
@@ -113,6 +116,35 @@ def prox_group_envelope(
     if shaped is None:
         shaped = _apart(magnitudes, budget, strength, (costs, weights, metric), debias)
     return shaped[0] if isinstance(magnitudes, Tensor) else shaped
+
+
+@torch.no_grad()
+def prox_of_values(
+    values: Sequence[Values],
+    budget: float,
+    strength: float,
+    costs: Sequence[Tensor],
+    weights: Sequence[Tensor] | None = None,
+    metric: Sequence[Tensor] | None = None,
+    *,
+    debias: bool = False,
+) -> Sequence[Tensor | Values | None]:
+    """`prox_group_envelope` of magnitudes that are computed where they are looked at; None where all factors are 1.
+
+    Where costs and metric are numbers a layer, of many magnitudes on the CPU, nothing as large as these is made.
+    """
+    near = all(v.device.type == "cpu" for v in values) and sum(v.numel() for v in values) >= WORTH
+    numbers = [_number(c) for c in costs], [1.0] * len(costs) if metric is None else [_number(h) for h in metric]
+    price, heights = ([n for n in found if n is not None and n > 0.0] for found in numbers)
+    rho = [strength / h for h in heights]
+    plain = near and weights is None and len(price) == len(rho) == len(values)
+    if plain and budget > 0.0 and all(0.0 < r < (1.0 + _SLACK if debias else math.inf) for r in rho):
+        return factors_of_values(values, budget, [min(r, 1.0) if debias else r for r in rho], price, debias=debias)
+    return prox_group_envelope([v.tensor() for v in values], budget, strength, costs, weights, metric, debias=debias)
+
+
+def _number(values: Tensor) -> float | None:
+    return float(values) if values.numel() == 1 and values.device.type == "cpu" else None
 
 
 def _in_a_row(tensors: Sequence[Tensor], budget: float, strength: float, beside: _Beside, debias: bool) -> list[Tensor]:

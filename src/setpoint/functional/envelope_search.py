@@ -142,9 +142,27 @@ def crossing(ramps: Sequence[Ramps], level: float, total: float) -> Crossing:
     Where the cost is flat at the level, a point of the flat piece is answered, so that whole groups are exactly 1 and
     the others exactly 0.
     """
-    search = _Search.of(ramps, level, total)
+    return _crossing(_Search.of(ramps, level, total))
+
+
+def crossing_between(
+    ramps: Sequence[Ramps], lower: float, upper: float, below: float, above: float, level: float, budget: float
+) -> Crossing:
+    """The same where all but some groups have been summed up: those without a kink between two alphas.
+
+    Args:
+        ramps: of the groups that are left.
+        lower, upper: the alphas.
+        below, above: cost, at either, of the groups that are linear between them.
+        level: what the budget leaves to all but the groups that are whole.
+        budget: in all.
+    """
+    return _crossing(_Search(tuple(ramps), lower, upper, below, above, level, _NEAR * budget))
+
+
+def _crossing(search: _Search) -> Crossing:
     start = search.guess() if 0 < search.count <= _FEW else None
-    tolerance = _NEAR * level
+    tolerance = search.snap
     while search.count and math.nextafter(search.lower, math.inf) < search.upper:
         few = search.count <= _FEW
         search = search.merged() if few else search

@@ -62,7 +62,7 @@ def as_number(value: Tensor | float) -> float | None:
     return float(value) if isinstance(value, float | int) else None
 
 
-def common_number(values: PerTensor, tensors: Sequence[Tensor]) -> float | None:
+def common_number(values: PerTensor, tensors: Sequence[object]) -> float | None:
     """The number that stands beside every tensor, if the CPU knows it; 1 where none is given."""
     if values is None:
         return 1.0

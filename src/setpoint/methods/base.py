@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from setpoint.budget import Budget, Schedule, Target, Timeline
+from setpoint.functional.values import Entries, Values
 from setpoint.geometry import layer_geometry
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.options import read_fields
@@ -52,7 +53,7 @@ class Units:
     share: float
     elapsed: int
     kept: tuple[Tensor, ...] | None = None
-    felt: tuple[Tensor, ...] | None = None
+    felt: tuple[Entries, ...] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,35 +66,47 @@ class Units:
         return tuple(layer.partition for layer in self.layers)
 
     @cached_property
-    def magnitudes(self) -> tuple[Tensor, ...]:
-        """Of each parameter's units, shaped as the partition's counts.
+    def values(self) -> tuple[Entries, ...]:
+        """The magnitudes of each layer's units, computed where they are looked at if units are single weights.
 
         Raises:
             FloatingPointError: if a weight is NaN or infinite.
         """
-        magnitudes = tuple(layer.magnitudes() for layer in self.layers)
-        # The largest is NaN if any is.
-        peaks = read([m.amax() if m.numel() else m.new_zeros(()) for m in magnitudes])
-        for layer, peak in zip(self.layers, peaks):
+        values = tuple(layer.values() for layer in self.layers)
+        for layer, peak in zip(self.layers, read([value.peak() for value in values])):
             if not math.isfinite(peak):
                 raise FloatingPointError(
                     f"{layer.name!r} holds NaN or infinite values at step {self.step}: training has "
                     "diverged, the masks are as before"
                 )
-        return magnitudes
+        return values
 
     @cached_property
-    def gradients(self) -> tuple[Tensor, ...]:
+    def magnitudes(self) -> tuple[Tensor, ...]:
+        """The same as tensors, shaped as the partition's counts: as large as the weights, where these are the units.
+
+        Raises:
+            FloatingPointError: if a weight is NaN or infinite.
+        """
+        return tuple(value.tensor() for value in self.values)
+
+    @cached_property
+    def gradients(self) -> tuple[Entries, ...]:
         """The l2 norm of each unit's gradient, of those that are gone as well, compared as `compared(None)` does."""
         assert self.felt is not None
+        for layer, peak in zip(self.layers, read([value.peak() for value in self.felt])):
+            if not math.isfinite(peak):
+                raise FloatingPointError(
+                    f"the gradient of {layer.name!r} holds NaN or infinite values: nothing can grow"
+                )
         return _shares(self.felt) if self.whole else self.felt
 
     @cached_property
-    def shares(self) -> tuple[Tensor, ...]:
+    def shares(self) -> tuple[Entries, ...]:
         """The magnitudes divided by the norm of their layer: what part of its layer a unit is, whatever its scale."""
-        return _shares(self.magnitudes)
+        return _shares(self.values)
 
-    def compared(self, scale_invariant: bool | None) -> tuple[Tensor, ...]:
+    def compared(self, scale_invariant: bool | None) -> tuple[Entries, ...]:
         """What units of different layers are compared by: shares or magnitudes; for None as is best for their kind.
 
         A weight is a weight in every layer, but the norms of whole units tell more of the width and the scale of their
@@ -101,7 +114,7 @@ class Units:
         """
         if scale_invariant is None:
             scale_invariant = self.whole
-        return self.shares if scale_invariant else self.magnitudes
+        return self.shares if scale_invariant else self.values
 
     @cached_property
     def whole(self) -> bool:
@@ -133,9 +146,9 @@ class Units:
         """The optimizer's step size and metric, layer by layer (`setpoint.geometry`)."""
         return [layer_geometry(self.optimizers, layer) for layer in self.layers]
 
-    def cut(self, scores: Sequence[Tensor] | None = None) -> list[Tensor]:
+    def cut(self, scores: Sequence[Tensor | Values] | None = None) -> list[Tensor]:
         """Which units stay under the present budget, by magnitude or by the scores given: boolean tensors."""
-        return self.budget.cut(self.magnitudes if scores is None else scores, self.ramp)
+        return self.budget.cut(self.values if scores is None else scores, self.ramp)
 
 
 @dataclass(frozen=True)
@@ -193,13 +206,16 @@ class Method(ABC):
                 "or ask for a sparsity"
             )
 
-    def scores(self, units: Units) -> Sequence[Tensor]:
+    def scores(self, units: Units) -> Sequence[Tensor | Values]:
         """By what the units are ranked in the cut: non-negative, magnitudes unless a method knows better."""
-        return units.magnitudes
+        return units.values
 
     @abstractmethod
-    def factors(self, units: Units) -> Sequence[Tensor | None]:
-        """What to multiply each unit's entries by, at an update of the sparsify phase; None leaves a layer as it is."""
+    def factors(self, units: Units) -> Sequence[Tensor | Values | None]:
+        """What to multiply each unit's entries by, at an update of the sparsify phase; None leaves a layer as it is.
+
+        A mask stands for ones and zeros. `Values` are computed when they are applied.
+        """
 
     def after_step(self, units: Units) -> None:  # noqa: B027 - most methods have nothing to do
         """Called after each step of the sparsify phase if the method `steps`, before the update where there is one."""
@@ -216,8 +232,8 @@ class Method(ABC):
         raise NotImplementedError
 
     def fold(self, units: Units, kept: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What the kept units are multiplied by at the freeze; not 0 where a unit stays."""
-        return as_factors(kept)
+        """What the kept units are multiplied by at the freeze, or the mask itself; not 0 where a unit stays."""
+        return kept
 
     def gauges(self, units: Units) -> dict[str, float]:
         """Figures that tell how the method is doing, to be plotted over the run."""
@@ -233,16 +249,16 @@ class Method(ABC):
 
     def settle(self, units: Units) -> Sequence[Tensor | None]:
         """What to multiply the units by after each step of the frozen phase, beyond holding the support."""
-        return [None] * len(units.magnitudes)
+        return [None] * len(units.layers)
 
     def measured(self, units: Units) -> float | None:
         """The value of a measure that the target names beside the budget, as the method understands it."""
         return None
 
 
-def _shares(norms: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    wholes = [torch.linalg.vector_norm(m) for m in norms]
-    return tuple(m / whole.masked_fill(whole == 0, 1.0) for m, whole in zip(norms, wholes))
+def _shares(values: Sequence[Entries]) -> tuple[Entries, ...]:
+    wholes = [value.norm() for value in values]
+    return tuple(value.over(whole.masked_fill(whole == 0, 1.0)) for value, whole in zip(values, wholes))
 
 
 def check_weights(weights: Mapping[str, Tensor] | None, layers: Sequence[Layer]) -> None:

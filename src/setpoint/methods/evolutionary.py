@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from setpoint.functional.values import Values
 from setpoint.methods.base import Units
 from setpoint.methods.moving import MovingSupport
 
@@ -23,5 +24,5 @@ class SparseEvolutionaryTraining(MovingSupport):
 
     name: ClassVar[str] = "set"
 
-    def _wanted(self, units: Units, prices: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _wanted(self, units: Units, prices: Sequence[Tensor]) -> Sequence[Values]:
         return [self._random(units, layer) for layer in units.layers]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from setpoint.functional.bits import Mask
+from setpoint.functional.entries import zero_entries
 from setpoint.moments import clear_state, mask_gradient, warm_second_moment
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.units import Layer, Part
@@ -39,21 +41,22 @@ def plant(
     crosses = any(part.reads for part in layer.parts)
     # What reads comes last: where one parameter makes the values of a group and reads them, the zeros are what counts.
     for part in sorted(layer.parts, key=lambda part: part.reads):
-        new, old = _entries(part, grown), _entries(part, survivors)
-        part.parameter.masked_fill_(new, 0.0)
+        new = _entries(part, grown)
+        marks = Mask.of(new)
+        zero_entries(part.parameter, marks)
         if (random or crosses) and not part.reads:
-            _draw(part.parameter, new, old, generator)
-        mask_gradient(part.parameter, new)
+            _draw(part.parameter, new, _entries(part, survivors), generator)
+        mask_gradient(part.parameter, marks)
         optimizer = optimizers.of(part.parameter)
-        clear_state(optimizer, part.parameter, new)
+        clear_state(optimizer, part.parameter, lambda new=new: new)
         if warm:
-            warm_second_moment(optimizer, part.parameter, new, old)
+            warm_second_moment(optimizer, part.parameter, new, _entries(part, survivors))
 
 
 def _entries(part: Part, units: Tensor) -> Tensor:
     """Which entries of a parameter are those units'."""
-    others = (~units).float().to(part.parameter.device)
-    return part.partition.expand(others, part.parameter.detach()) == 0
+    others = (~units).to(part.parameter.device)
+    return ~part.partition.expand(others, part.parameter.detach())
 
 
 def _draw(parameter: Tensor, new: Tensor, old: Tensor, generator: torch.Generator) -> None:

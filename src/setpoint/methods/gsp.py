@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -12,13 +13,17 @@ from torch import Tensor
 from setpoint.budget import Target
 from setpoint.functional.gsp import gsp_factors, mean_hoyer
 from setpoint.functional.gsp_fast import WarmStart
-from setpoint.methods.base import Method, Units, as_factors, check_weights
+from setpoint.functional.values import Entries, Values
+from setpoint.methods.base import Method, Units, check_weights
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.options import choice
 from setpoint.reading import placed
 from setpoint.units import Layer, Partition, VectorKind
 
 Measure = Literal["zeros", "hoyer"]
+
+# Of a vector of one entry, in the place of none: that of one of two.
+_SLACK_OF_ONE = 2**0.5 - 1.0
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,11 @@ class GroupedSparseProjection(Method):
         for name, weights in (self.weights or {}).items():
             _check_shape(name, weights, partitions[name])
 
-    def scores(self, units: Units) -> Sequence[Tensor]:
+    def scores(self, units: Units) -> Sequence[Tensor | Values]:
         """The mu at which the projection takes each unit; magnitudes where a Hoyer sparsity rules."""
         if _hoyer(units) is not None:
-            return units.magnitudes
-        rows = self._rows(units)
-        return self._ratios(units, rows, self._thresholds(units, rows))
+            return units.values
+        return self._ratios(units)
 
     def factors(self, units: Units) -> Sequence[Tensor | None]:
         """The projection for the present budget or level, divided by the magnitudes."""
@@ -116,11 +120,11 @@ class GroupedSparseProjection(Method):
         return [None if f is None else self._unrow(p, f) for p, f in zip(units.partitions, factors)]
 
     def _budget_factors(self, units: Units) -> list[Tensor]:
+        kept = units.cut(self._ratios(units))
+        if self.debias:
+            return kept
         rows = self._rows(units)
         thresholds = self._thresholds(units, rows)
-        kept = units.cut(self._ratios(units, rows, thresholds))
-        if self.debias:
-            return as_factors(kept)
         kept = [self._row(p, k) for p, k in zip(units.partitions, kept)]
         mu = _multiplier(rows, thresholds, kept)
         factors = [_shrunk(a, mu * t, k) for a, t, k in zip(rows, thresholds, kept)]
@@ -147,9 +151,21 @@ class GroupedSparseProjection(Method):
         """The vectors as the rows of matrices."""
         return [self._row(p, m) for p, m in zip(units.partitions, units.magnitudes)]
 
-    def _ratios(self, units: Units, rows: Sequence[Tensor], thresholds: Sequence[Tensor]) -> list[Tensor]:
+    def _ratios(self, units: Units) -> Sequence[Tensor | Values]:
         """The mu at which each unit meets its threshold."""
-        return [self._unrow(p, a / t) for p, a, t in zip(units.partitions, rows, thresholds)]
+        if not self.weights and all(self._kind(p) == "layer" for p in units.partitions):
+            return [v.over(self._threshold(v)) for v in units.values]
+        rows = self._rows(units)
+        ratios = [a / t for a, t in zip(rows, self._thresholds(units, rows))]
+        return [self._unrow(p, ratio) for p, ratio in zip(units.partitions, ratios)]
+
+    def _threshold(self, values: Entries) -> Tensor:
+        """The same threshold for all entries of a layer that is one vector, without weights."""
+        norm = values.norm()
+        if not self.scale_invariant:
+            slack = max(math.sqrt(values.numel()) - 1.0, 0.0)
+            return torch.full_like(norm, 1.0 / (slack or _SLACK_OF_ONE))
+        return norm.masked_fill(norm == 0, 1.0).clamp_min(1e-30)
 
     def _thresholds(self, units: Units, rows: Sequence[Tensor]) -> list[Tensor]:
         """What mu = 1 takes off each entry, arranged as the rows."""
@@ -161,7 +177,7 @@ class GroupedSparseProjection(Method):
             else:
                 slack = torch.linalg.vector_norm(weights, dim=1, keepdim=True) - weights.amin(1, keepdim=True)
                 # A vector of one unit has no Hoyer sparsity; it competes as one of two would.
-                scale = 1.0 / slack.masked_fill(slack <= 0, 2**0.5 - 1.0)
+                scale = 1.0 / slack.masked_fill(slack <= 0, _SLACK_OF_ONE)
             # Not zero where a weight is: such a unit is the last to go.
             thresholds.append((scale * weights).to(a.dtype).clamp_min(1e-30))
         return thresholds

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from setpoint.methods.base import Method, Units, as_factors
+from setpoint.methods.base import Method, Units
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,6 @@ class Magnitude(Method):
     name: ClassVar[str] = "magnitude"
     holds: ClassVar[bool] = True
 
-    def factors(self, units: Units) -> Sequence[Tensor | None]:
-        """Zero for what the present budget has no room for, one for the rest."""
-        return as_factors(units.cut())
+    def factors(self, units: Units) -> Sequence[Tensor]:
+        """Of what the present budget has room for."""
+        return units.cut()

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from setpoint.budget import Schedule, Timeline
-from setpoint.functional.budget import project_budget
+from setpoint.functional.bits import Mask
+from setpoint.functional.budget import project_values
+from setpoint.functional.entries import count_nonzero
+from setpoint.functional.values import Among, Entries, Values
 from setpoint.methods.base import Units
 from setpoint.methods.draws import seeded
 from setpoint.methods.growth import plant
-from setpoint.methods.support import DrawnSupport, roots
+from setpoint.methods.support import DrawnSupport, by_price, one_price, roots
 from setpoint.options import choice
 from setpoint.reading import beside, count, read
 
@@ -87,20 +90,25 @@ class MovingSupport(DrawnSupport):
 
         The second is the coverage of S. Liu et al., "Do we actually need dense over-parameterization?", ICML 2021.
         """
-        seen = units.memory["seen"]
+        seen = [mask.count() for mask in self._seen(units)]
         return {
             "moved": units.memory["moved"],
-            "covered": count(seen) / sum(s.numel() for s in seen),
+            "covered": sum(read(seen)) / sum(math.prod(layer.counts) for layer in units.layers),
         }
 
     @abstractmethod
-    def _wanted(self, units: Units, prices: Sequence[Tensor]) -> Sequence[Tensor]:
-        """How much each unit is wanted for its price, in [0, 1], of those that may grow."""
+    def _wanted(self, units: Units, prices: Sequence[Tensor]) -> Sequence[Values]:
+        """How much each unit is wanted for its price, of those that may grow."""
 
     def _draw(self, units: Units) -> Sequence[Tensor]:
         kept = super()._draw(units)
-        units.memory.update(seen=list(kept), moved=0.0)
+        units.memory.update(seen=[Mask.of(k).stored for k in kept], moved=0.0)
         return kept
+
+    def _seen(self, units: Units) -> list[Mask]:
+        """Which units were ever there."""
+        pairs = zip(units.memory["seen"], units.layers)
+        return [Mask.restored(stored, layer.counts, layer.device) for stored, layer in pairs]
 
     def _move(self, units: Units, kept: Sequence[Tensor]) -> Sequence[Tensor]:
         prices = units.budget.prices(kept)
@@ -114,7 +122,7 @@ class MovingSupport(DrawnSupport):
                 plant(layer, now & ~old, old, units.optimizers, generator, random=random, warm=warm)
             new = count(now & ~old for now, old in zip(kept, before))
             units.memory["moved"] = new / count(kept)
-            units.memory["seen"] = [seen.to(now.device) | now for seen, now in zip(units.memory["seen"], kept)]
+            units.memory["seen"] = [(seen | Mask.of(now)).stored for seen, now in zip(self._seen(units), kept)]
         if self.replace_step:
             for part in (part for layer in units.layers for part in layer.parts):
                 part.parameter.grad = None
@@ -122,34 +130,53 @@ class MovingSupport(DrawnSupport):
 
     def _survivors(self, units: Units, kept: Sequence[Tensor], prices: Sequence[Tensor]) -> list[Tensor] | None:
         """What is not dropped: all but the smallest units, by magnitude for their price. None if all survive."""
-        free = [beside(price <= 0, k.device) & k for price, k in zip(prices, kept)]
-        there = count(k & ~f for k, f in zip(kept, free))
-        outside = count(~k for k in kept)
+        free = [None if one_price(prices) else beside(price <= 0, k.device) & k for price, k in zip(prices, kept)]
+        there = count(k if f is None else k & ~f for k, f in zip(kept, free))
+        outside = sum(k.numel() for k in kept) - count(kept)
         # A hair more: 0.29 * 100 is below 29 in floating point.
         drop = min(int(self.fraction(units.progress) * there + 1e-9), outside)
         if drop == 0:
             self._warn(units, there, outside)
             return None
-        ranks = [m.double() / root for m, root in zip(units.compared(None), roots(units, prices))]
-        top = max(read([rank.max() for rank in ranks if rank.numel()])) or 1.0
         # What stays comes before all that does not, though it may be zero itself.
-        ranks = [torch.where(k & ~f, rank / top + 1e-30, 0.0) for rank, k, f in zip(ranks, kept, free)]
-        return [s | f for s, f in zip(project_budget(ranks, there - drop), free)]
+        ranks = [
+            Among(rank, (k, True), *([] if f is None else [(f, False)]))
+            for rank, k, f in zip(by_price(units.compared(None), units, prices), kept, free)
+        ]
+        survivors = project_values(ranks, there - drop, [1.0] * len(ranks), floors=[0] * len(ranks))
+        return [s if f is None else s | f for s, f in zip(survivors, free)]
 
     def _grown(
         self, units: Units, kept: Sequence[Tensor], survivors: Sequence[Tensor], prices: Sequence[Tensor]
     ) -> list[Tensor]:
         """The survivors, and of the other units the most wanted that the budget has room for."""
-        scores = []
         pull = self._wanted(units, prices)
-        least = read([wanted.min() if wanted.numel() else wanted.new_ones(()) for wanted in pull])
-        for layer, low, wanted, k, s, root in zip(units.layers, least, pull, kept, survivors, roots(units, prices)):
-            if not low > 0:
-                wanted = torch.where(wanted > 0, wanted, _UNWANTED * self._random(units, layer))
+        if self.regrow and one_price(prices) and (grown := self._most_wanted(units, pull, survivors)) is not None:
+            return [s | new for s, new in zip(survivors, grown)]
+        scores = []
+        top = max(read([wanted.peak() for wanted in pull])) or 1.0
+        for layer, wanted, k, s, root in zip(units.layers, pull, kept, survivors, roots(units, prices)):
+            score = wanted.tensor().double() / top
+            score = torch.where(score > 0, score, _UNWANTED * self._random(units, layer).tensor().double())
             if not self.regrow:
-                wanted = torch.where(k, _DROPPED * wanted, wanted)
-            scores.append(torch.where(s, _SURVIVES, wanted) * root)
+                score = torch.where(k, _DROPPED * score, score)
+            scores.append(torch.where(s, _SURVIVES, score) * root)
         return units.cut(scores)
+
+    def _most_wanted(
+        self, units: Units, pull: Sequence[Values], survivors: Sequence[Tensor]
+    ) -> Sequence[Tensor] | None:
+        """What grows beside the survivors, where all units cost the same; None if there are not as many wanted ones."""
+        counts = [count_nonzero(s) for s in survivors]
+        wanted = [count_nonzero(w.entries) for w in pull if isinstance(w, Entries)]
+        numbers = [int(n) for n in read([*counts, *wanted])]
+        stay = numbers[: len(counts)]
+        room = units.budget.places(units.ramp)
+        if wanted and sum(numbers[len(counts) :]) < room:
+            return None
+        floors = [max(0, floor - n) for floor, n in zip(units.budget.floors, stay)]
+        among = [Among(w, (s, False)) for w, s in zip(pull, survivors)]
+        return project_values(among, room - sum(stay), [1.0] * len(among), floors=floors)
 
     def _warn(self, units: Units, there: int, outside: int) -> None:
         """Say at the first update that there will never be anything to move."""

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from setpoint.functional.values import Values
 from setpoint.methods.base import Units
 from setpoint.methods.moving import MovingSupport
-from setpoint.methods.support import roots
-from setpoint.reading import read
+from setpoint.methods.support import by_price
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,5 @@ class RigL(MovingSupport):
     name: ClassVar[str] = "rigl"
     sees_gradients: ClassVar[bool] = True
 
-    def _wanted(self, units: Units, prices: Sequence[Tensor]) -> Sequence[Tensor]:
-        pulls = [g.double() / root for g, root in zip(units.gradients, roots(units, prices))]
-        top = max(read([pull.max() for pull in pulls if pull.numel()]))
-        return [pull / (top or 1.0) for pull in pulls]
+    def _wanted(self, units: Units, prices: Sequence[Tensor]) -> Sequence[Values]:
+        return by_price(units.gradients, units, prices)

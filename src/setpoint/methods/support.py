@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from setpoint.budget import Schedule, Target, Timeline
-from setpoint.methods.base import Method, Units, as_factors
-from setpoint.methods.draws import seeded
+from setpoint.functional.compiled.threads import Array
+from setpoint.functional.counter import key_of, uniform, uniform_array
+from setpoint.functional.values import Entries, Values
+from setpoint.methods.base import Method, Units
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.options import choice
 from setpoint.reading import beside
@@ -57,12 +59,12 @@ class DrawnSupport(Method):
         """Refuse weights that cannot be ranked, as the support is drawn at once."""
         super().check(layers, target, optimizers)
         for layer in layers:
-            if not bool(torch.isfinite(layer.magnitudes()).all()):
+            if not bool(torch.isfinite(layer.values().peak())):
                 raise ValueError(f"{layer.name!r} holds NaN or infinite values: it can be given no support")
 
     def factors(self, units: Units) -> Sequence[Tensor | None]:
-        """Zero for what is not in the support, one for the rest."""
-        return as_factors(self._draw(units) if units.kept is None else self._move(units, units.kept))
+        """The support: what is not in it is zero."""
+        return self._draw(units) if units.kept is None else self._move(units, units.kept)
 
     def keep(self, units: Units) -> Sequence[Tensor]:
         """The support as it is."""
@@ -74,16 +76,54 @@ class DrawnSupport(Method):
         if self.initial == "magnitude":
             return units.cut(units.compared(None))
         prices = units.budget.costs
-        return units.cut([self._random(units, layer) * root for layer, root in zip(units.layers, roots(units, prices))])
+        drawn = [self._random(units, layer) for layer in units.layers]
+        if one_price(prices):
+            return units.cut(drawn)
+        return units.cut([numbers.tensor().double() * root for numbers, root in zip(drawn, roots(units, prices))])
 
     def _move(self, units: Units, kept: Sequence[Tensor]) -> Sequence[Tensor]:
         """The support after an update."""
         return kept
 
-    def _random(self, units: Units, layer: Layer) -> Tensor:
-        """A number in (0, 1] for each unit, float64."""
-        generator = seeded(layer.device, self.seed, units.step, layer.name)
-        return 1.0 - torch.rand(layer.counts, generator=generator, device=layer.device).double()
+    def _random(self, units: Units, layer: Layer) -> Values:
+        """A number in (0, 1] for each unit."""
+        return Drawn(layer.counts, layer.device, key_of(self.seed, units.step, layer.name))
+
+
+class Drawn(Values):
+    """Random numbers in (0, 1], by a counter.
+
+    Args:
+        shape: of the numbers.
+        device: where they are; they are the same on all.
+        key: that they are a function of.
+    """
+
+    def __init__(self, shape: Sequence[int], device: torch.device, key: int) -> None:
+        super().__init__(shape, device, torch.float32)
+        self._key = key
+
+    def block(self, begin: int, end: int) -> Tensor:
+        """Some of them."""
+        return uniform(self._key, begin, end, self.device)
+
+    def piece(self, begin: int, end: int) -> Array:
+        """The same as an array."""
+        return uniform_array(self._key, begin, end)
+
+
+def one_price(prices: Sequence[Tensor]) -> bool:
+    """Whether all units cost the same, and something."""
+    numbers = {float(price) if price.numel() == 1 and price.device.type == "cpu" else None for price in prices}
+    number = numbers.pop()
+    return not numbers and number is not None and number > 0.0
+
+
+def by_price(values: Sequence[Entries], units: Units, prices: Sequence[Tensor]) -> Sequence[Entries]:
+    """The same where all units cost the same, and otherwise for their price."""
+    if one_price(prices):
+        return values
+    return [Entries(v.tensor().double() / root, signed=False) for v, root in zip(values, roots(units, prices))]
 
 
 def roots(units: Units, prices: Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from setpoint.budget import Target
-from setpoint.functional import prox_group_envelope
+from setpoint.functional.envelope_prox import prox_of_values
+from setpoint.functional.values import Values
 from setpoint.geometry import FOLLOWED, followed_kind, share_second_moment
 from setpoint.methods.base import Method, Units, check_weights
 from setpoint.optimizer_set import OptimizerSet
@@ -92,13 +93,13 @@ class GroupSparseEnvelope(Method):
             for part in layer.parts:
                 _check_followed(optimizers.of(part.parameter), layer)
 
-    def scores(self, units: Units) -> Sequence[Tensor]:
+    def scores(self, units: Units) -> Sequence[Tensor | Values]:
         """The order in which the map takes units away as its strength grows: by magnitude / sqrt(weight)."""
         weights, compared = self._weights(units), units.compared(self.scale_invariant)
         if weights is None:
             return compared
         # Not divided by zero: a unit of weight 0 is the last to go.
-        return [m.double() / w.sqrt().clamp_min(1e-30) for m, w in zip(compared, weights)]
+        return [m.tensor().double() / w.sqrt().clamp_min(1e-30) for m, w in zip(compared, weights)]
 
     def after_step(self, units: Units) -> None:
         """Give each unit one second moment under Adam and AdamW."""
@@ -107,7 +108,7 @@ class GroupSparseEnvelope(Method):
             if isinstance(optimizer, Adam | AdamW):
                 share_second_moment(optimizer, part.parameter, part.partition)
 
-    def factors(self, units: Units) -> Sequence[Tensor | None]:
+    def factors(self, units: Units) -> Sequence[Tensor | Values | None]:
         """The proximal map, divided by the magnitudes."""
         weights, units = self._weights(units), units if self.level == "ramp" else replace(units, ramp=1.0)
         room = units.room
@@ -118,8 +119,9 @@ class GroupSparseEnvelope(Method):
         if self.debias:
             heaviest = 1.0 if weights is None else max(float(w.max()) for w in weights) or 1.0
             strength = min(1.0, self.time * units.share * self._risen(units)) / heaviest
-            compared = units.compared(self.scale_invariant)
-            return prox_group_envelope(compared, room, strength, units.costs, weights, debias=True)
+            return prox_of_values(
+                units.compared(self.scale_invariant), room, strength, units.costs, weights, debias=True
+            )
         steps, metrics = zip(*units.geometry())
         # One strength for the set: what differs between parameter groups goes into the metric.
         base = max(steps)
@@ -128,7 +130,7 @@ class GroupSparseEnvelope(Method):
         metric = [torch.ones(()) if h is None else h for h in metrics]
         metric = [h * (base / max(step, 1e-30 * base)) for h, step in zip(metric, steps)]
         strength = self.strength * base * units.elapsed * self._risen(units)
-        return prox_group_envelope(units.magnitudes, room, strength, units.costs, weights, metric)
+        return prox_of_values(units.values, room, strength, units.costs, weights, metric)
 
     def _risen(self, units: Units) -> float:
         """The strength's course: of mean 1 over the phase de-biased, up to 1 otherwise."""
@@ -140,7 +142,8 @@ class GroupSparseEnvelope(Method):
         if not self.weights:
             return None
         given = [self.weights.get(name, torch.ones(())) for name in units.names]
-        return [_spread(w, p).to(m.device, torch.float64) for w, p, m in zip(given, units.partitions, units.magnitudes)]
+        pairs = zip(given, units.layers)
+        return [_spread(w, layer.partition).to(layer.device, torch.float64) for w, layer in pairs]
 
 
 def _check_followed(optimizer: Optimizer, layer: Layer) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from setpoint.units.layout import Layout
@@ -49,6 +49,12 @@ class Slices(Partition):
     def magnitudes(self, tensor: Tensor) -> Tensor:
         canonical = self.layout.to_canonical(tensor)
         return _norm(canonical, self._dims) if self._dims else _exact(canonical).abs()
+
+    def entries(self, tensor: Tensor) -> Tensor | None:
+        if self._dims or not tensor.is_contiguous() or type(tensor) not in (Tensor, nn.Parameter):
+            return None
+        canonical = self.layout.to_canonical(tensor)
+        return canonical if canonical.is_contiguous() and canonical.data_ptr() == tensor.data_ptr() else None
 
     def sums(self, values: Tensor, tensor: Tensor) -> Tensor:
         canonical = _exact(self.layout.to_canonical(values))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from setpoint.functional.entries import multiply_entries, writable
+from setpoint.functional.values import Entries, Values
 from setpoint.units.partition import Partition
 
 
@@ -107,9 +109,35 @@ class Layer:
             whole = torch.linalg.vector_norm(torch.stack([n.to(self.device) for n in norms]), dim=0)
         return whole if self.scale is None else whole / self.scale.to(whole)
 
+    def entries(self) -> Tensor | None:
+        """The parameter itself in the shape `counts`, where each unit is one of its entries and they lie in that order.
+
+        Then a magnitude is the size of an entry, and need not be computed before it is looked at.
+        """
+        if len(self.parts) > 1 or self.scale is not None:
+            return None
+        return self.partition.entries(self.parts[0].parameter.detach())
+
+    def values(self) -> Entries:
+        """The magnitudes, computed where they are looked at if units are single entries."""
+        entries = self.entries()
+        return Entries(self.magnitudes(), signed=False) if entries is None else Entries(entries)
+
     @torch.no_grad()
-    def gradients(self) -> Tensor:
-        """The l2 norm of the gradient of each unit, in float32 or better, on the layer's device; 0 without one."""
+    def gradients(self, *, copy: bool) -> Entries:
+        """The l2 norm of the gradient of each unit, in float32 or better, on the layer's device; 0 without one.
+
+        Args:
+            copy: whether they must last when the gradients change.
+        """
+        gradient = self.parts[0].parameter.grad
+        if self.entries() is not None and gradient is not None and not gradient.is_sparse:
+            entries = self.partition.entries(gradient.detach())
+            if entries is not None:
+                return Entries(entries.clone() if copy else entries)
+        return Entries(self._gradient_norms(), signed=False)
+
+    def _gradient_norms(self) -> Tensor:
         squares = torch.zeros(self.counts, dtype=torch.float64, device=self.device)
         for part in self.parts:
             if part.parameter.grad is not None:
@@ -125,14 +153,21 @@ class Layer:
             yield part, part.partition.expand(factors.to(part.parameter.device), part.parameter.detach())
 
     @torch.no_grad()
-    def multiply(self, factors: Tensor) -> None:
-        """Multiply the entries of each unit by its factor."""
+    def multiply(self, factors: Tensor | Values) -> None:
+        """Multiply the entries of each unit by its factor: True and False stand for one and zero."""
+        entries = self.entries()
+        if entries is not None and writable(entries):
+            multiply_entries(entries, factors)
+            return
+        factors = factors.tensor() if isinstance(factors, Values) else factors
         for part, spread in self.spread(factors):
             if not part.follows:
                 part.parameter.mul_(spread.to(part.parameter.dtype))
 
     def alive(self) -> Tensor:
         """Which units have an entry that is not zero, and does not merely follow."""
+        if (entries := self.entries()) is not None:
+            return entries != 0
         norms = [part.partition.magnitudes((part.parameter.detach() != 0).float()) for part in self.acted_on]
         return torch.stack([n.to(self.device) for n in norms]).amax(0) > 0
 
@@ -141,6 +176,8 @@ class Layer:
 
         The parts are those that are `acted_on`.
         """
+        if (entries := self.entries()) is not None:
+            return (entries == 0)[None]
         found = [_blank(part).to(self.device) for part in self.acted_on]
         return found[0][None] if len(found) == 1 else torch.stack(found)
 

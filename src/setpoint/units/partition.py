@@ -44,6 +44,10 @@ class Partition(ABC):
     def magnitudes(self, tensor: Tensor) -> Tensor:
         """The l2 norm of each unit's entries, in float32 or better."""
 
+    def entries(self, tensor: Tensor) -> Tensor | None:
+        """The parameter itself in the shape `counts`, where its units are single entries that lie in that order."""
+        return None
+
     @abstractmethod
     def sums(self, values: Tensor, tensor: Tensor) -> Tensor:
         """The sum of one value an entry over each unit, in float32 or better; the units are those of `tensor`."""

@@ -8,14 +8,18 @@ from typing import Any
 import numba
 
 
-def kernel(*, finite: bool) -> Callable[[Callable[..., Any]], Any]:
+def kernel(*, finite: bool, reordered: bool = True) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function.
 
     Args:
-        finite: whether it is only called with what is known to be finite. Sums are reordered in any case; otherwise NaN
-            and infinity stay what they are.
+        finite: whether it is only called with what is known to be finite; otherwise NaN and infinity stay what they
+            are.
+        reordered: whether sums may be taken in another order, and products fused with them.
     """
-    fast: Any = True if finite else {"reassoc", "contract", "nsz", "arcp"}
+    order = {"reassoc", "contract", "arcp"} if reordered else set()
+    fast: Any = order | {"nsz"} | ({"nnan", "ninf"} if finite else set())
+    if finite and reordered:
+        fast = True
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fast}
 
     def compiled(function: Callable[..., Any]) -> Any:
