@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,6 +43,20 @@ def _measure(make: Make, threads: int) -> int | None:
     peak = _status("VmHWM")
     del answer
     return peak - before
+
+
+def highest_resident() -> int | None:
+    """The peak of this process's resident set since it began, in bytes; None where the system does not tell."""
+    try:
+        return _status("VmHWM")
+    except (OSError, LookupError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _status(field: str) -> int:

@@ -12,8 +12,8 @@ from setpoint.bench.inputs import resnet50
 from setpoint.bench.memory import projection_memory, step_memory
 from setpoint.bench.projection import multiplier, projection
 from setpoint.bench.scaling import at_size, slopes
-from setpoint.bench.step import step_overhead
 from setpoint.bench.stack import Stack
+from setpoint.bench.step import step_overhead
 from setpoint.bench.training import RESNET20, Task
 from setpoint.bench.update import update_cost
 from setpoint.bench.work import Pace, Row

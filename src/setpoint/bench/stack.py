@@ -45,8 +45,9 @@ class Stack:
     def build(self) -> nn.Sequential:
         """Random weights, by which a layer's outputs are as large as its inputs."""
         with _seeded():
-            layers = [nn.utils.skip_init(nn.Linear, self.width, self.width, bias=False) for _ in range(self.layers)]
-            model = nn.Sequential(*layers)
+            with torch.device("meta"):
+                model = nn.Sequential(*(nn.Linear(self.width, self.width, bias=False) for _ in range(self.layers)))
+            model.to_empty(device="cpu")
             fill(model)
         return model
 

@@ -247,6 +247,6 @@ class StackTraining:
 def _twin(model: nn.Sequential) -> nn.Sequential:
     """Other modules with the same parameters."""
     twins = [nn.Linear(1, 1, bias=False) for _ in model]
-    for twin, layer in zip(twins, model):
-        twin.weight = layer.weight
+    for twin, parameter in zip(twins, model.parameters()):
+        twin.weight = parameter
     return nn.Sequential(*twins)
