@@ -51,7 +51,7 @@ def main() -> None:
         _measure("rows", key, partial(_cost, args, key), args)
 
 
-def _cost(args: argparse.Namespace, key: dict[str, str]) -> dict[str, Any] | None:
+def _cost(args: argparse.Namespace, key: dict[str, str]) -> dict[str, Any]:
     stack, unit, method = args.stacks[key["size"]], key["unit"], key["method"]
     needed, there = _needed(args, key), _available()
     if needed is not None and there is not None and needed > there:
@@ -88,19 +88,20 @@ def _trained(args: argparse.Namespace, key: dict[str, str]) -> dict[str, Any]:
     return asdict(train(args.stacks[key["size"]], key["unit"], method))
 
 
-def _measure(
-    part: str, key: dict[str, str], measure: Callable[[], dict[str, Any] | None], args: argparse.Namespace
-) -> None:
+def _measure(part: str, key: dict[str, str], measure: Callable[[], dict[str, Any]], args: argparse.Namespace) -> None:
     """Measure what is missing here or was disturbed; a training is always measured anew."""
     old = _found(_read(args.results)[part], key)
     here = describe()
     same = old is not None and old["machine"] == here
     if part == "rows" and old is not None and same and (args.missing or _disturbance(old) <= QUIET):
         return
-    found = measure()
-    if found is None:
+    needed, there = _needed(args, key), _available()
+    if needed is not None and there is not None and needed > there:
+        print(
+            f"{' '.join(key.values())}: left out, it takes about {needed / 1e9:.0f} GB and {there / 1e9:.0f} are free"
+        )
         return
-    row = {**key, "machine": here, **found}
+    row = {**key, "machine": here, **measure()}
     print(json.dumps({name: value for name, value in row.items() if name != "machine"}), flush=True)
     content = _read(args.results)
     rows = content[part]

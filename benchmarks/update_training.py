@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from statistics import median
 
 import torch
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from setpoint.bench.resident import highest_resident
+from setpoint.bench.resident import highest_resident, in_a_process
 from setpoint.bench.stack import Stack
 from setpoint.bench.update import SPARSITY
 from setpoint.methods import make_method
@@ -39,8 +38,7 @@ class Trained:
 
 def train(stack: Stack, unit: str, method: str | None) -> Trained:
     """Train in a process of its own: an update at every step, the freeze at the last one; None is without a method."""
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return pool.apply(_train, (stack, unit, method, torch.get_num_threads()))
+    return in_a_process(_train, stack, unit, method, torch.get_num_threads())
 
 
 def _train(stack: Stack, unit: str, method: str | None, threads: int) -> Trained:
