@@ -53,12 +53,6 @@ def main() -> None:
 
 def _cost(args: argparse.Namespace, key: dict[str, str]) -> dict[str, Any]:
     stack, unit, method = args.stacks[key["size"]], key["unit"], key["method"]
-    needed, there = _needed(args, key), _available()
-    if needed is not None and there is not None and needed > there:
-        print(
-            f"{' '.join(key.values())}: left out, it takes about {needed / 1e9:.0f} GB and {there / 1e9:.0f} are free"
-        )
-        return None
     pace = Pace(repeats=args.repeats, seconds=args.seconds)
     (row,), cores = measured_quietly(partial(update_cost, stack, unit, [method], pace), patience=args.patience)
     peak = update_peak(stack, unit, method)
@@ -97,9 +91,8 @@ def _measure(part: str, key: dict[str, str], measure: Callable[[], dict[str, Any
         return
     needed, there = _needed(args, key), _available()
     if needed is not None and there is not None and needed > there:
-        print(
-            f"{' '.join(key.values())}: left out, it takes about {needed / 1e9:.0f} GB and {there / 1e9:.0f} are free"
-        )
+        sizes = f"it takes about {needed / 1e9:.0f} GB and {there / 1e9:.0f} are free"
+        print(f"{' '.join(key.values())}: left out, {sizes}", flush=True)
         return
     row = {**key, "machine": here, **measure()}
     print(json.dumps({name: value for name, value in row.items() if name != "machine"}), flush=True)
