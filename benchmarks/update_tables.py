@@ -51,9 +51,16 @@ def docs_table(content: Content) -> list[str]:
             updates = [each[size]["figures"].get(UPDATE) if size in each else None for size in sizes]
             cells = [*updates, first[BETWEEN], first[FROZEN], first.get(PEAK)]
             lines.append(_line([f"`{method}`", unit, *map(_cell, cells)]))
-    dense = [row["figures"][DENSE] for row in rows]
-    lines += ["", f"The dense step that this is added to takes {min(dense):.1f} to {max(dense):.1f} passes."]
+    lines += ["", f"The dense step that this is added to takes {_dense(rows)}."]
     return [*lines, *_trainings(content["trainings"])]
+
+
+def _dense(rows: list[dict[str, Any]]) -> str:
+    """Passes of the dense step, without forward and backward pass and with them."""
+    steps = [row["figures"][DENSE] for row in rows if not row["note"]]
+    trained = [row["figures"][DENSE] for row in rows if row["note"]]
+    more = f", and with forward and backward pass, as for `l0`, {min(trained):.0f} to {max(trained):.0f}"
+    return f"{min(steps):.1f} to {max(steps):.1f} passes{more if trained else ''}"
 
 
 def fill_docs() -> None:
@@ -81,7 +88,7 @@ def _trainings(rows: list[dict[str, Any]]) -> Iterator[str]:
         dense = row["method"] == "dense"
         peak = "-" if row["peak_gb"] is None else f"{row['peak_gb']:.1f}"
         name, unit = ("dense", "") if dense else (f"`{row['method']}`", row["unit"])
-        yield _line([name, row["size"], unit, f"{row['seconds_a_step']:.1f}", peak])
+        yield _line([name, row["size"], unit, f"{row['seconds_a_step']:.3g}", peak])
 
 
 def _places(rows: list[dict[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ def bench(part: Part = "all", *, json: Path | None = None, device: str = "cpu", 
     Projections against one pass over the weights (torch.dot of each tensor with itself) and against torch's own
     selections; a training step with each method against the dense step; what an update adds to the optimizer's step of
     a model that is mostly weights, in such passes; memory against that of the parameters; and the growth of time with
-    size. Takes somewhat more than a minute in all.
+    size. Takes about a minute in all.
 
     Args:
         part: what to measure.
