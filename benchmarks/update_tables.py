@@ -1,4 +1,5 @@
-"""Tables of what an update costs, from the committed results; called, it fills that of docs/speed.md.
+"""Tables of what an update costs, from the committed results; called, it writes `results/update.md` and fills the table
+of docs/speed.md.
 
 python benchmarks/update_tables.py
 """
@@ -51,7 +52,7 @@ def docs_table(content: Content) -> list[str]:
             updates = [each[size]["figures"].get(UPDATE) if size in each else None for size in sizes]
             cells = [*updates, first[BETWEEN], first[FROZEN], first.get(PEAK)]
             lines.append(_line([f"`{method}`", unit, *map(_cell, cells)]))
-    lines += ["", f"The dense step that this is added to takes {_dense(rows)}."]
+    lines += ["", f"The dense step that this is added to takes {_dense(rows)}."] if rows else []
     return [*lines, *_trainings(content["trainings"])]
 
 
@@ -59,8 +60,10 @@ def _dense(rows: list[dict[str, Any]]) -> str:
     """Passes of the dense step, without forward and backward pass and with them."""
     steps = [row["figures"][DENSE] for row in rows if not row["note"]]
     trained = [row["figures"][DENSE] for row in rows if row["note"]]
-    more = f", and with forward and backward pass, as for `l0`, {min(trained):.0f} to {max(trained):.0f}"
-    return f"{min(steps):.1f} to {max(steps):.1f} passes{more if trained else ''}"
+    words = [f"{min(steps):.1f} to {max(steps):.1f} passes"] if steps else []
+    if trained:
+        words.append(f"with forward and backward pass, as for `l0`, {min(trained):.0f} to {max(trained):.0f}")
+    return ", and ".join(words)
 
 
 def fill_docs() -> None:
@@ -112,5 +115,10 @@ def _cell(value: float | None) -> str:
     return ratio_text(value) if abs(value) >= 10 else f"{value:.1f}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    (RESULTS / "update.md").write_text(page(committed()), encoding="utf-8")
     fill_docs()
+
+
+if __name__ == "__main__":
+    main()
