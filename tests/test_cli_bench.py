@@ -28,6 +28,7 @@ def run(*arguments):
     [
         ("projection", {"one pass", "torch.sort", "cooper, dual step", "multiplier, one step"}),
         ("step", {"dense step"}),
+        ("update", {"one pass"}),
         ("memory", {"the parameters", "the input"}),
         ("scaling", {"one pass", "a slope of 1"}),
     ],
@@ -61,7 +62,7 @@ def test_all_is_every_part(monkeypatch, capsys):
     for name in tuple(PARTS):
         monkeypatch.setitem(PARTS, name, measured(name))
     assert run("bench") == 0
-    assert asked == [(name, "cpu", 0.25) for name in ("projection", "step", "memory", "scaling")]
+    assert asked == [(name, "cpu", 0.25) for name in ("projection", "step", "update", "memory", "scaling")]
     assert "1.500" in capsys.readouterr().out
 
 

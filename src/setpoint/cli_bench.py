@@ -8,15 +8,16 @@ from typing import Literal
 
 from rich.console import Console
 
-Part = Literal["projection", "step", "memory", "scaling", "all"]
+Part = Literal["projection", "step", "update", "memory", "scaling", "all"]
 
 
 def bench(part: Part = "all", *, json: Path | None = None, device: str = "cpu", scale: float = 0.25) -> None:
     """Measure what the library costs on this machine, as ratios of things timed in turns.
 
     Projections against one pass over the weights (torch.dot of each tensor with itself) and against torch's own
-    selections; a training step with each method against the dense step; memory against that of the parameters; and the
-    growth of time with size. Takes about a minute in all.
+    selections; a training step with each method against the dense step; what an update adds to the optimizer's step of
+    a model that is mostly weights, in such passes; memory against that of the parameters; and the growth of time with
+    size. Takes about a minute in all.
 
     Args:
         part: what to measure.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +18,7 @@ _RESET = "5"
 # Of the sizes, for a first call that loads and compiles what is loaded and compiled once: large enough for kernels.
 _TINY = 0.02
 
+T = TypeVar("T")
 Make = Callable[[float], Callable[[], object]]
 
 
@@ -24,8 +28,17 @@ def peak_resident(make: Make) -> int | None:
     Args:
         make: gives the call for a scale of its sizes; a function that another process can import, or a partial of one.
     """
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return pool.apply(_measure, (make, torch.get_num_threads()))
+    return in_a_process(_measure, make, torch.get_num_threads())
+
+
+def in_a_process(call: Callable[..., T], *arguments: object) -> T:
+    """The answer of a call in a fresh process.
+
+    Raises:
+        BrokenProcessPool: if the process is killed, as for want of memory.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(call, *arguments).result()
 
 
 def _measure(make: Make, threads: int) -> int | None:
@@ -42,6 +55,20 @@ def _measure(make: Make, threads: int) -> int | None:
     peak = _status("VmHWM")
     del answer
     return peak - before
+
+
+def highest_resident() -> int | None:
+    """The peak of this process's resident set since it began, in bytes; None where the system does not tell."""
+    try:
+        return _status("VmHWM")
+    except (OSError, LookupError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _status(field: str) -> int:

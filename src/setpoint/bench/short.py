@@ -12,8 +12,10 @@ from setpoint.bench.inputs import resnet50
 from setpoint.bench.memory import projection_memory, step_memory
 from setpoint.bench.projection import multiplier, projection
 from setpoint.bench.scaling import at_size, slopes
+from setpoint.bench.stack import Stack
 from setpoint.bench.step import step_overhead
 from setpoint.bench.training import RESNET20, Task
+from setpoint.bench.update import update_cost
 from setpoint.bench.work import Pace, Row
 from setpoint.methods import method_names
 
@@ -23,6 +25,9 @@ _PACE = Pace(repeats=3, seconds=5.0)
 # At a scale of one.
 _GROUPS = (4 * 10**5, 4 * 10**6)
 _SIZES = (4 * 10**4, 4 * 10**5, 4 * 10**6, 4 * 10**7)
+_STACK = Stack(4, 2048)
+# One that multiplies, one that projects, one that moves its support, and one that works at every step.
+_UPDATING = ("magnitude", "gsp", "rigl", "l0")
 # Peaks beyond the dense model's depend on activations only in what these hide; few examples hide least.
 _BATCH = 4
 
@@ -77,9 +82,16 @@ def _scaling(device: torch.device, scale: float) -> Iterator[list[Row]]:
     yield slopes(sizes, rows)
 
 
+def _update(device: torch.device, scale: float) -> Iterator[list[Row]]:
+    if device.type == "cpu":
+        for unit in ("weight", "row"):
+            yield update_cost(_STACK.scaled(scale), unit, _UPDATING, _PACE)
+
+
 PARTS: dict[str, Callable[[torch.device, float], Iterator[list[Row]]]] = {
     "projection": _projection,
     "step": _step,
+    "update": _update,
     "memory": _memory,
     "scaling": _scaling,
 }
