@@ -48,10 +48,13 @@ class Memory:
         slots: by dimensions of the parameter, place in its state, and storage.
         complete: whether an optimizer of this kind has been tried. Otherwise whatever has the shape of a parameter is
             taken for a copy of it, which is right for zeros, whatever it is.
+        still: whether a step leaves a weight at zero that is there, whose gradient is zero and whose state has been
+            reset, so that nobody has to bring it back.
     """
 
     slots: Mapping[tuple[Any, ...], Slot] = field(default_factory=dict)
     complete: bool = False
+    still: bool = False
 
     @property
     def has_copies(self) -> bool:
@@ -64,7 +67,7 @@ class Memory:
         for key, slot in slots.items():
             if slot.kind != "other":
                 slots[key] = replace(slot, kind="copy", blank=0.0 if key[-1].is_floating_point else slot.blank)
-        return Memory(slots, self.complete)
+        return Memory(slots, self.complete, self.still)
 
     def of(self, parameter: Tensor, path: Path, value: Tensor) -> Slot:
         """What a tensor found in the state of a parameter is."""

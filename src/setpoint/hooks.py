@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from setpoint.functional.bits import Mask
+from setpoint.functional.entries import writable, zero_finite_entries
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.optimizers import checked_optimizer, register_step_hooks
 
@@ -38,11 +40,14 @@ class StepHooks:
         optimizers: those that `setpoint.optimizers.checked_optimizer` has let through.
         begin: called before the first optimizer's step of each step of the run that will be taken, its gradients being
             ready.
-        before: called before each optimizer's step that will be taken.
+        before: called before each optimizer's step that will be taken, with the ids of the parameters whose gradients
+            have been masked already.
         between: called after an optimizer's step, when others are still to take theirs.
         after: called after each step of the run.
         nonfinite: `"skip"` as said, with a warning; `"raise"` refuses the step with FloatingPointError; `"unchecked"`
             does not look at gradients, which takes a pass over them and, on a GPU, waits for them.
+        masking: which entries of a parameter's gradient will be masked in `before`, if it is known already: this is
+            then done where the gradients are looked at, in the same pass.
 
     Raises:
         ValueError: for another value of `nonfinite`.
@@ -53,17 +58,19 @@ class StepHooks:
         optimizers: OptimizerSet,
         *,
         begin: Callable[[], None],
-        before: Callable[[], None],
+        before: Callable[[Collection[int]], None],
         between: Callable[[], None],
         after: Callable[[], None],
         nonfinite: NonFinite = "skip",
+        masking: Callable[[Tensor], Mask | None] = lambda parameter: None,
     ) -> None:
         if nonfinite not in get_args(NonFinite):
             raise ValueError(f"nonfinite={nonfinite!r} is none of {', '.join(map(repr, get_args(NonFinite)))}")
         self.skipped = 0
         self._optimizers = optimizers
         self._begin, self._before, self._between, self._after = begin, before, between, after
-        self._nonfinite = nonfinite
+        self._nonfinite, self._masking = nonfinite, masking
+        self._masked: set[int] = set()
         self._in_a_row = 0
         # Whether the step that an optimizer is about to take counts for nothing.
         self._skip = False
@@ -103,18 +110,32 @@ class StepHooks:
             # A fused optimizer under a gradient scaler leaves the weights alone by itself.
             self._skip = bool(found_inf.item())
         else:
-            self._skip = self._nonfinite != "unchecked" and not _finite(_gradients(optimizer))
+            self._skip = self._nonfinite != "unchecked" and not self._all_finite(optimizer)
         if not self._skip:
             self._take(optimizer)
         elif found_inf is None:
             self._refuse(optimizer)
+
+    def _all_finite(self, optimizer: Optimizer) -> bool:
+        """Whether all gradients are finite; some of them masked on the way, where nobody is to see them otherwise."""
+        finite = True
+        self._masked = set()
+        # A step that is refused leaves everything as it was.
+        for parameter in _parameters(optimizer) if self._nonfinite == "skip" else ():
+            gradient, mask = parameter.grad, self._masking(parameter)
+            plain = gradient is not None and not gradient.is_sparse and not gradient.requires_grad
+            if mask is not None and gradient is not None and plain and writable(gradient):
+                finite &= zero_finite_entries(gradient, mask)
+                self._masked.add(id(parameter))
+        return finite and _finite(_gradients(p for p in _parameters(optimizer) if id(p) not in self._masked))
 
     def _take(self, optimizer: Optimizer) -> None:
         self._in_a_row = 0
         if not self._done or id(optimizer) in self._done:
             self._done = set()
             self._begin()
-        self._before()
+        self._before(self._masked)
+        self._masked = set()
 
     def _refuse(self, optimizer: Optimizer) -> None:
         """Take the gradients of a step away, or the step itself."""
@@ -147,8 +168,8 @@ def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    grads = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    grads = [p.grad for p in parameters if p.grad is not None]
     return [g.coalesce().values() if g.is_sparse else g for g in grads if g.numel()]
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from setpoint.entry_state import Memory, decoded, fill, graph_kept, mask_gradient, reset, state_tensors
 
-__all__ = ["clear_state", "graph_kept", "mask_copies", "mask_gradient", "remember", "warm_second_moment"]
+__all__ = ["clear_state", "graph_kept", "mask_copies", "mask_gradient", "remember", "stays_zero", "warm_second_moment"]
 
 # What the optimizers in use were found to remember, they and the wrappers around them, which may hold a part of it.
 _KNOWN: WeakKeyDictionary[Optimizer, list[tuple[Memory, list[weakref.ref[Any]]]]] = WeakKeyDictionary()
@@ -45,6 +45,11 @@ def mask_copies(optimizer: Optimizer, parameter: Tensor, gone: Callable[[], Tens
     for memory, holders in _known(optimizer):
         if memory.has_copies and any(True for _ in state_tensors(holders, parameter)):
             reset(memory, holders, parameter, gone(), copies_only=True)
+
+
+def stays_zero(optimizer: Optimizer) -> bool:
+    """Whether what is zero stays so by itself where gradients are masked and the state was cleared, as was tried."""
+    return all(memory.still for memory, holders in _known(optimizer) if holders)
 
 
 @torch.no_grad()

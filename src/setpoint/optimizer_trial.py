@@ -9,7 +9,7 @@ step and every change between `train()` and `eval()`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,7 @@ class Trial:
         gradients: the way they are made: see `WAYS`.
         carried: whether weights and state are those of the original.
         masking: make zeros and hold them; otherwise only go through the same steps.
+        moved: whether a step has moved a weight that had been zero since the cut.
     """
 
     holders: Sequence[Any]
@@ -63,6 +64,7 @@ class Trial:
     gradients: str
     carried: bool = False
     masking: bool = True
+    moved: bool = False
 
     def __post_init__(self) -> None:
         self.memory = Memory(complete=True)
@@ -196,6 +198,8 @@ class Trial:
         self._steps += 1
         if self._cut_next:
             self._cut()
+        elif self.memory.complete:
+            self.moved = self.moved or any(bool(w[gone].any()) for w, gone in zip(self.weights, self.gone))
         self._hold()
 
     def _hold(self) -> None:
@@ -267,7 +271,10 @@ def _lasting(trial: Trial, make: Callable[[], Trial | None]) -> Memory:
         another.learn()
         memory = another.memory = memory.all_copies()
         another.check()
-    return memory
+        trial = another
+    # What keeps copies of the weights, or has modes to switch between, may bring them back at another time.
+    simple = not memory.has_copies and not any(callable(getattr(h, "eval", None)) for h in trial.holders)
+    return replace(memory, still=simple and trial.masking and not trial.moved)
 
 
 def _goes_on_without(trial: Trial | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
@@ -27,7 +27,8 @@ from setpoint.budget import (
 )
 from setpoint.claims import claim, release
 from setpoint.comparable import comparable
-from setpoint.functional.values import Entries
+from setpoint.functional.bits import Mask
+from setpoint.functional.values import Entries, Values
 from setpoint.gates import Gates
 from setpoint.hooks import NonFinite, StepHooks, checked_optimizers
 from setpoint.inspection import APPLY, Inspection, find_parameters, inspect, listed, present, zero
@@ -146,6 +147,7 @@ class Sparsifier:
             between=self._support.hold,
             after=self._advance,
             nonfinite=self._nonfinite,
+            masking=self._mask_of_gradient,
         )
         parameters = list(self._support.parameters.values())
         self._progress = Progress(self.timeline.steps, parameters)
@@ -586,10 +588,19 @@ class Sparsifier:
                 self._felt = None
 
     @torch.no_grad()
-    def _mask_gradients(self) -> None:
-        """What is pruned for good must not move, whatever the optimizer makes of its gradient."""
+    def _mask_gradients(self, masked: Collection[int] = ()) -> None:
+        """What is pruned for good must not move, whatever the optimizer makes of its gradient.
+
+        Args:
+            masked: ids of the parameters whose gradients are masked already.
+        """
         if self._frozen or self.method.always_sparse:
-            self._support.mask_gradients()
+            self._support.mask_gradients(masked)
+
+    def _mask_of_gradient(self, parameter: Tensor) -> Mask | None:
+        """What will be masked in a gradient, where no method looks at it before."""
+        held = self._frozen or (self.method.always_sparse and not self._moves_next)
+        return self._support.pruned_of(parameter) if held else None
 
     @property
     def _moves_next(self) -> bool:
@@ -618,7 +629,7 @@ class Sparsifier:
         phase = self.timeline.phase(self._step)
         if self._frozen:
             self._statistics.stop()
-            self._hold()
+            self._hold(masked=True)
             return
         if phase == "frozen":
             self.freeze()
@@ -632,17 +643,17 @@ class Sparsifier:
         if self.timeline.updates(self._step) and not self.method.always_sparse:
             self._update()
         else:
-            self._hold()
+            self._hold(masked=self.method.always_sparse)
 
     @torch.no_grad()
     def _update(self) -> None:
         gauges: dict[str, float] = {}
-        held: dict[int, Tensor] = {}
+        held: dict[int, Tensor | Mask] = {}
         whole = sum(budget.total for budget in self._budgets)
         for units in self._all_units():
             for i, layer, factors in zip(units.budget.layers, units.layers, self.method.factors(units)):
                 if factors is not None and self.method.holds:
-                    held[i] = factors
+                    held[i] = factors.tensor() if isinstance(factors, Values) else factors
                 # A support that is held from here on is zeroed below, with all that goes with it.
                 if factors is not None and not self.method.always_sparse:
                     layer.multiply(factors)
@@ -689,9 +700,13 @@ class Sparsifier:
         there = parameter != 0
         return there if pruned is None else there | ~pruned.tensor().to(there.device)
 
-    def _hold(self) -> None:
-        """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors."""
-        self._support.hold()
+    def _hold(self, *, masked: bool = False) -> None:
+        """Bring back to zero what the optimizer moved; in the frozen phase also settle the survivors.
+
+        Args:
+            masked: whether this is after a step for which the gradients were masked.
+        """
+        self._support.hold(self._optimizers if masked else None)
         if self.method.always_sparse or self._frozen:
             self._support.mask_copies(self._optimizers)
         if self._frozen:
@@ -728,7 +743,7 @@ class Sparsifier:
                 progress=1.0 if last else line.progress(self._step),
                 share=line.interval / (line.end - line.begin),
                 elapsed=line.interval,
-                kept=tuple(self._support.kept[i] for i in budget.layers) if self._support.kept else None,
+                kept=self._support.kept.of(budget.layers) if self._support.kept else None,
                 felt=None if self._felt is None else tuple(self._felt[i] for i in budget.layers),
             )
             for budget, memory in zip(self._budgets, self._memories)
@@ -771,8 +786,8 @@ class Sparsifier:
         return all(abs((hoyer or 0.0) - asked) <= HOYER_SLACK for hoyer in self._hoyers(layers))
 
 
-def _as_mask(factors: Tensor) -> Tensor:
-    return factors if factors.dtype is torch.bool else factors != 0
+def _as_mask(factors: Tensor | Mask) -> Tensor | Mask:
+    return factors if isinstance(factors, Mask) or factors.dtype is torch.bool else factors != 0
 
 
 def _measured(method: Method, units: Units) -> float | None:

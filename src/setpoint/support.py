@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from setpoint.functional.bits import Mask, Masks
 from setpoint.functional.entries import zero_entries
-from setpoint.moments import clear_state, mask_copies, mask_gradient
+from setpoint.moments import clear_state, mask_copies, mask_gradient, stays_zero
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.reading import count, read
 from setpoint.units import Layer
@@ -38,6 +38,7 @@ class Support:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
         self.parameters = {part.name: part.parameter for layer in layers for part in layer.parts}
+        self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.pruned: dict[str, Mask] = {}
         self._kept: list[Mask] = []
         # Parts of kept units that are zero: as booleans when they were noted last, and as numbers once asked for.
@@ -59,7 +60,7 @@ class Support:
         whole = sum(parameter.numel() for parameter in self.parameters.values())
         return sum(read([pruned.count() for pruned in self.pruned.values()])) / whole
 
-    def keep(self, kept: Iterable[Tensor]) -> None:
+    def keep(self, kept: Iterable[Tensor | Mask]) -> None:
         """Fix which units are kept, by layer."""
         self._kept = [Mask.of(units) for units in kept]
 
@@ -71,24 +72,38 @@ class Support:
             for name, parameter in self.parameters.items()
         }
 
-    def prune(self, factors: Mapping[int, Tensor]) -> None:
+    def prune(self, factors: Mapping[int, Tensor | Mask]) -> None:
         """Prune the units whose factor is zero, or False, by the number of the layer, and no others."""
         self.pruned = {}
         for i, given in factors.items():
-            for part, spread in self._layers[i].spread(given):
+            for part, spread in self._layers[i].spread(given.tensor() if isinstance(given, Mask) else given):
                 entries = Mask.of(~spread if spread.dtype is torch.bool else spread == 0)
                 # A parameter may lose some to several layers.
                 self.pruned[part.name] = self.pruned[part.name] | entries if part.name in self.pruned else entries
 
     @torch.no_grad()
-    def hold(self) -> None:
-        """Bring back to zero what the optimizer moved."""
+    def hold(self, masked: OptimizerSet | None = None) -> None:
+        """Bring back to zero what the optimizer moved.
+
+        Args:
+            masked: the optimizers, where their last step was taken with masked gradients and a cleared state: many of
+                them then leave zeros alone.
+        """
         for name, pruned in self.pruned.items():
+            if masked is not None and stays_zero(masked.of(self.parameters[name])):
+                continue
             zero_entries(self.parameters[name], pruned)
 
-    def mask_gradients(self) -> None:
-        """Zero the gradients of what is pruned."""
+    def pruned_of(self, parameter: Tensor) -> Mask | None:
+        """Which entries of a parameter are pruned; None if it is none of the run's, or dense."""
+        name = self._names.get(id(parameter))
+        return None if name is None else self.pruned.get(name)
+
+    def mask_gradients(self, masked: Container[int] = ()) -> None:
+        """Zero the gradients of what is pruned, but for parameters, by their ids, of which that is done."""
         for name, pruned in self.pruned.items():
+            if id(self.parameters[name]) in masked:
+                continue
             mask_gradient(self.parameters[name], pruned)
 
     def blank(self, layers: Sequence[Layer]) -> list[Tensor]:
@@ -97,8 +112,11 @@ class Support:
 
     def note_empty(self, layers: Sequence[Layer]) -> None:
         """Note which parts of kept units are zero when the support is fixed: few, if any."""
+        if any(layer.device.type != "cpu" for layer in layers):
+            self._blank = self.blank(layers)
+            return
         # One layer after another: all their masks together are as much as a quarter of the weights.
-        noted = []
+        noted: list[Tensor] = []
         for kept, layer in zip(self.kept, layers):
             self._blank = [layer.blank() & kept]
             self.number_empty()
@@ -118,7 +136,7 @@ class Support:
     def _noted(self, like: Sequence[Tensor]) -> list[Tensor]:
         if self._blank:
             return self._blank
-        noted = [torch.zeros_like(units) for units in like]
+        noted = [torch.zeros(units.shape, dtype=torch.bool, device=units.device) for units in like]
         for units, numbers in zip(noted, self._empty):
             units.view(-1)[numbers] = True
         return noted
@@ -128,10 +146,13 @@ class Support:
         if not self._blank:
             return
         # The numbers of a layer make the program wait for a GPU, so all layers are counted first, at once.
-        counts = read([parts.sum() for parts in self._blank])
+        counts = [int(n) for n in read([parts.sum() for parts in self._blank])]
+        some = [parts.flatten() for parts, n in zip(self._blank, counts) if n]
+        together = len({parts.device for parts in some}) == 1
+        row = iter(_numbered(some) if together else [parts.nonzero().flatten() for parts in some])
         self._empty = [
-            parts.flatten().nonzero().flatten() if count else torch.zeros(0, dtype=torch.long, device=parts.device)
-            for parts, count in zip(self._blank, counts)
+            next(row) if n else torch.zeros(0, dtype=torch.long, device=parts.device)
+            for parts, n in zip(self._blank, counts)
         ]
         self._blank = []
 
@@ -200,3 +221,12 @@ class Support:
             name: Mask.unpacked(packed, self.parameters[name].shape, self.parameters[name].device)
             for name, packed in state["pruned"].items()
         }
+
+
+def _numbered(masks: Sequence[Tensor]) -> list[Tensor]:
+    """The numbers of the True entries of each flat mask, of all masks at once."""
+    numbers = torch.cat(list(masks)).nonzero().flatten()
+    ends = torch.tensor([len(mask) for mask in masks]).cumsum(0)
+    places = torch.searchsorted(numbers, ends.to(numbers.device)).tolist()
+    begins = [0, *places[:-1]], [0, *ends.tolist()[:-1]]
+    return [numbers[a:b] - first for a, b, first in zip(begins[0], places, begins[1])]

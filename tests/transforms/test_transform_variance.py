@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import setpoint
+from setpoint.methods import Static
 from setpoint.recipes.models import build_model
 from setpoint.transforms import sparse_ift
 
@@ -51,11 +52,11 @@ def example(model):
     return torch.zeros(1, first.shape[1], *([16, 16] if first.ndim == 4 else []))
 
 
-def masked(result):
+def masked(result, seed=0):
     """The model as it is before the first step, with a mask that is drawn at random."""
     optimizer = torch.optim.SGD(result.model.parameters(), lr=0.1)
     asked = {"target": result.target, "scope": result.scope, "include": result.include}
-    setpoint.Sparsifier(result.model, optimizer, method="static", steps=10, **asked)
+    setpoint.Sparsifier(result.model, optimizer, method=Static(seed=seed), steps=10, **asked)
     return result.model
 
 
@@ -83,7 +84,8 @@ def test_a_sparse_layer_begins_with_the_variance_of_the_dense_one(kind, sparsity
 def test_so_does_one_with_an_activation_or_a_norm_inside(kind, inner, convolution):
     torch.manual_seed(1)
     dense = Drawn(convolution)
-    compare(dense, masked(made(dense, kind, inner=inner)))
+    # One mask more or less than another by a tenth, in a small network; their mean is looked at.
+    compare(dense, *(masked(made(dense, kind, inner=inner), seed) for seed in range(6)), rel=0.15)
 
 
 def test_what_a_norm_divides_out_inside_of_a_layer_is_left(monkeypatch):
@@ -96,14 +98,15 @@ def test_what_a_norm_divides_out_inside_of_a_layer_is_left(monkeypatch):
         assert not result.rates
 
 
-def compare(dense, model):
+def compare(dense, *models, rel=0.1):
     convolution = isinstance(dense.layers[0], nn.Conv2d)
     for i in (1, 2):
-        old, new = dense.layers[i], model.layers[i]
+        old, new = dense.layers[i], [model.layers[i] for model in models]
         fan_in = math.prod(old.weight.shape[1:])
-        width = next(p for p in new.parameters() if p.ndim > 1).shape[1]
+        width = next(p for p in new[0].parameters() if p.ndim > 1).shape[1]
         inputs = torch.randn(8 if convolution else 2_000, width, *([16, 16] if convolution else []))
-        assert loudness(new, inputs) == pytest.approx(fan_in * 0.05**2, rel=0.1)
+        mean = sum(loudness(layer, inputs) for layer in new) / len(new)
+        assert mean == pytest.approx(fan_in * 0.05**2, rel=rel)
 
 
 @pytest.mark.parametrize("kind", KINDS)

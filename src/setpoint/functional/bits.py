@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import overload
 
@@ -36,8 +36,10 @@ class Mask:
         self._held = torch.zeros(size, dtype=torch.uint8 if on_cpu else torch.bool, device=self.device)
 
     @classmethod
-    def of(cls, entries: Tensor) -> Mask:
+    def of(cls, entries: Tensor | Mask) -> Mask:
         """The entries of a tensor that are not zero, or are True."""
+        if isinstance(entries, Mask):
+            return entries
         mask = cls(entries.shape, entries.device)
         mask.put(0, entries)
         return mask
@@ -122,9 +124,16 @@ class Mask:
 
     def __or__(self, other: Mask) -> Mask:
         """The entries that are True in either, of masks of one shape and device."""
-        either = Mask(self.shape, self.device)
-        either._held = self._held | other._held
-        return either
+        return self._with(self._held | other._held)
+
+    def without(self, other: Mask) -> Mask:
+        """The entries that are True here and not there, of masks of one shape and device."""
+        return self._with(self._held & ~other._held)
+
+    def _with(self, held: Tensor) -> Mask:
+        made = Mask((0,), self.device)
+        made.shape, made._held = self.shape, held
+        return made
 
     def __repr__(self) -> str:
         return f"Mask({tuple(self.shape)}, {str(self.device)!r})"
@@ -142,6 +151,10 @@ class Masks(Sequence[Tensor]):
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def of(self, numbers: Iterable[int]) -> Masks:
+        """Those of some numbers."""
+        return Masks([self.masks[i] for i in numbers])
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...

@@ -131,7 +131,7 @@ def _large(magnitudes: Sequence[Tensor], budget: float, costs: PerTensor, floors
 def _common_count(budget: float, costs: PerTensor, magnitudes: Sequence[Tensor | Values]) -> float | None:
     """How many units the budget has room for, if all cost the same."""
     cost = common_number(costs, magnitudes)
-    if cost is None:
+    if cost is None or not budget >= 0.0:
         return None
     return count_within(budget, cost) if cost > 0.0 else math.inf
 

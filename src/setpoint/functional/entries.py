@@ -40,6 +40,24 @@ def zero_entries(tensor: Tensor, where: Mask) -> None:
     torch.autograd.graph.increment_version(tensor)
 
 
+def zero_finite_entries(tensor: Tensor, where: Mask) -> bool:
+    """Set some entries to zero in place; whether all that was there was finite.
+
+    Args:
+        tensor: that is `writable`.
+        where: which entries, in its shape.
+    """
+    array, zero = tensor.detach().view(-1).numpy(), _zero_checked()
+
+    def work(piece: tuple[int, int]) -> bool:
+        begin, end = piece
+        return bool(zero(array[begin:end], where.array(begin, end).view(np.uint8)))
+
+    finite = all(on_threads(work, list(ranges(len(array)))))
+    torch.autograd.graph.increment_version(tensor)
+    return finite
+
+
 def count_nonzero(tensor: Tensor) -> Tensor:
     """How many entries are not zero: 0-dimensional, on the tensor's device."""
     if tensor.dtype is torch.bool and tensor.device.type == "cpu":
@@ -60,7 +78,7 @@ def multiply_entries(entries: Tensor, factors: Tensor | Mask | Values) -> None:
         factors: as many, in the order of the indices; `Values` may be computed of the same entries.
     """
     array = entries.detach().view(-1).numpy()
-    flat = factors.reshape(-1).numpy() if isinstance(factors, Tensor) else None
+    flat: Array = factors.reshape(-1).numpy() if isinstance(factors, Tensor) else np.empty(0)
 
     def work(piece: tuple[int, int]) -> None:
         begin, end = piece
@@ -75,6 +93,26 @@ def multiply_entries(entries: Tensor, factors: Tensor | Mask | Values) -> None:
 
     on_threads(work, list(ranges(len(array), PIECE)))
     torch.autograd.graph.increment_version(entries)
+
+
+@cache
+def _zero_checked() -> Callable[[Array, Array], object]:
+    if not installed():
+
+        def eager(part: Array, marks: Array) -> object:
+            finite = bool(np.isfinite(part.sum(dtype=np.float64))) or bool(np.isfinite(part).all())
+            np.copyto(part, 0.0, where=marks.view(np.bool_))
+            return finite
+
+        return eager
+    from setpoint.functional.compiled.zero import zero_marked_checked
+
+    def compiled(part: Array, marks: Array) -> object:
+        unsigned = np.uint64 if part.itemsize == 8 else np.uint32
+        infinity = np.array(np.inf, part.dtype).view(unsigned)[()]
+        return zero_marked_checked(part, part.view(unsigned), infinity, marks)
+
+    return compiled
 
 
 @cache

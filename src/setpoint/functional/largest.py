@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from setpoint.functional.compiled.threads import Array
-from setpoint.functional.values import Values, each_piece
+from setpoint.functional.compiled.threads import Array, ranges
+from setpoint.functional.values import PIECE, Values, each_piece
 
 # Numbers of the sample, in runs of neighbours.
 _SAMPLE, _RUN = 1 << 18, 16
@@ -61,77 +61,68 @@ def largest_of_many(values: Sequence[Values], count: int, floors: Sequence[int])
 
 def _marked(values: Sequence[Values], count: int) -> list[tuple[Tensor, int]]:
     """Layer by layer the mask of what is among the largest, and how many these are."""
-    if 0 < count < sum(v.numel() for v in values):
-        cut = _cut(values, count)
-    else:
-        cut = (-1.0, 0) if count > 0 else (math.inf, 0)
-    threshold, ties = cut
-    arrays = [np.empty(v.numel(), np.bool_) for v in values]
-
-    def mark(i: int, a: int, b: int) -> tuple[int, int, int, int]:
-        piece = values[i].piece(a, b)
-        over = np.greater(piece, threshold, out=arrays[i][a:b])
-        return a, b, int(np.count_nonzero(over)), int(np.count_nonzero(piece == threshold)) if ties else 0
-
-    marked = []
-    for value, array, pieces in zip(values, arrays, each_piece(values, mark)):
-        kept = sum(above for _, _, above, _ in pieces)
-        for a, b, _, equal in pieces:
-            if ties and equal:
-                first = np.flatnonzero(value.piece(a, b) == threshold)[:ties]
-                array[a + first] = True
-                kept, ties = kept + len(first), ties - len(first)
-        marked.append((torch.from_numpy(array).view(value.shape), kept))
-    return marked
+    some = 0 < count < sum(v.numel() for v in values)
+    arrays = [np.empty(v.numel(), np.bool_) if some else np.full(v.numel(), count > 0) for v in values]
+    if some and not any(_mark_between(values, arrays, count, deviations) for deviations in _DEVIATIONS):
+        _mark_by_digits(values, arrays, count)
+    return [(torch.from_numpy(a).view(v.shape), int(np.count_nonzero(a))) for v, a in zip(values, arrays)]
 
 
-def _cut(values: Sequence[Values], count: int) -> tuple[Any, int]:
-    """A threshold, all above which stay, and how many of those equal to it."""
-    for deviations in _DEVIATIONS:
-        low, high = _bounds(values, count, deviations)
-        found = _between(values, count, low, high)
-        if found is not None:
-            return found
-    return _digits(values, count)
+def _mark_between(values: Sequence[Values], arrays: Sequence[Array], count: int, deviations: float) -> bool:
+    """Mark them, if the cut lies between two bounds that a sample gives, and not too much else does."""
+    low, high, often_low, often_high = _bounds(values, count, deviations)
 
-
-def _between(values: Sequence[Values], count: int, low: Any, high: Any) -> tuple[Any, int] | None:
-    """The cut, if it lies between two bounds, and not too much else; what equals a bound is counted by itself."""
-
-    def look(i: int, a: int, b: int) -> tuple[int, int, int, Array | None]:
-        piece = values[i].piece(a, b)
-        over = int(np.count_nonzero(piece > high))
-        upper, under = piece >= high, piece > low
-        at_high = int(np.count_nonzero(upper)) - over
+    def look(i: int, a: int, b: int) -> tuple[int, int, int, Array, Array] | None:
+        piece, over = values[i].piece(a, b), arrays[i][a:b]
+        np.greater(piece, high, out=over)
+        above = int(np.count_nonzero(over))
+        # Many that equal a bound are counted by themselves.
+        upper = piece >= high if often_high else over
+        at_high = int(np.count_nonzero(upper)) - above if often_high else 0
+        under = piece > low
         below = int(np.count_nonzero(under))
-        at_low = int(np.count_nonzero(piece >= low)) - below
-        if (below - over - at_high) * _NEAR > max(8192, piece.size):
-            return over, at_high, at_low, None
-        return over, at_high, at_low, piece[np.logical_xor(upper, under, out=under)]
+        at_low = int(np.count_nonzero(piece == low)) if often_low else 0
+        if (below - above - at_high) * _NEAR > max(8192, piece.size):
+            return None
+        places = np.flatnonzero(np.logical_xor(upper, under, out=under)).astype(np.int32)
+        return above, at_high, at_low, places, piece[places]
 
-    looked = [answer for layer in each_piece(values, look) for answer in layer]
-    near = [found for _, _, _, found in looked if found is not None]
-    over, at_high, at_low = (sum(answer[k] for answer in looked) for k in range(3))  # type: ignore[misc]
-    inside, missing = sum(found.size for found in near), count - over
-    if len(near) < len(looked) or not 0 <= missing <= at_high + inside + at_low:
-        return None
-    if missing <= at_high:
-        return _of_equal(high, missing, at_high) if missing else (high, 0)
-    missing -= at_high
-    if missing > inside:
-        return _of_equal(low, missing - inside, at_low)
-    together = np.concatenate(near)
-    threshold = np.partition(together, together.size - missing)[together.size - missing]
-    return _of_equal(threshold, missing - int((together > threshold).sum()), int((together == threshold).sum()))
+    looked = each_piece(values, look)
+    answers = [answer for layer in looked for answer in layer if answer is not None]
+    above, at_high, at_low = (sum(column) for column in list(zip(*answers))[:3]) if answers else (0, 0, 0)
+    missing, inside = count - above, sum(answer[3].size for answer in answers)
+    if len(answers) < sum(map(len, looked)) or not 0 <= missing <= at_high + inside + at_low:
+        return False
+    _mark_equal(values, arrays, high, min(missing, at_high))
+    missing = max(0, missing - at_high)
+    threshold, ties = low, 0
+    if missing < inside:
+        near = np.concatenate([answer[4] for answer in answers])
+        threshold = np.partition(near, inside - missing - 1)[inside - missing - 1]
+        ties = missing - int(np.count_nonzero(near > threshold))
+    rest = iter(answers)
+    for array in arrays:
+        for (a, _), (_, _, _, places, found) in zip(ranges(array.size, PIECE), rest):
+            stays = found > threshold
+            if ties and len(equal := np.flatnonzero(found == threshold)[:ties]):
+                stays[equal] = True
+                ties -= len(equal)
+            array[a + places[stays]] = True
+    _mark_equal(values, arrays, low, max(0, missing - inside))
+    return True
 
 
-def _of_equal(threshold: Any, ties: int, equal: int) -> tuple[Any, int]:
-    """So many of those that equal the threshold stay; where all of them do, the threshold is just below."""
-    return (np.nextafter(threshold, threshold.dtype.type(-1)), 0) if ties == equal else (threshold, ties)
+def _mark_equal(values: Sequence[Values], arrays: Sequence[Array], number: Any, count: int) -> None:
+    """Mark so many that equal a number, the first ones."""
+    for value, array in zip(values, arrays):
+        for a, b in ranges(value.numel() if count else 0, PIECE):
+            places = np.flatnonzero(value.piece(a, b) == number)[:count]
+            array[a + places] = True
+            count -= len(places)
 
 
-def _digits(values: Sequence[Values], count: int) -> tuple[Any, int]:
-    """The cut from the bits of the numbers, which order as they do, some bits at a time: exact however they lie."""
+def _mark_by_digits(values: Sequence[Values], arrays: Sequence[Array], count: int) -> None:
+    """Mark them by the bits of the numbers, which order as they do, some bits at a time: exact however they lie."""
     kind = np.dtype(np.float64 if values[0].dtype == torch.float64 else np.float32)
     unsigned, shift = _BITS[kind], 8 * kind.itemsize
     prefix, missing = 0, count
@@ -144,18 +135,18 @@ def _digits(values: Sequence[Values], count: int) -> tuple[Any, int]:
             digits = digits[digits >> _DIGIT == prefix] & ((1 << _DIGIT) - 1)
             return np.bincount(digits, minlength=1 << _DIGIT)
 
-        total = sum(part for layer in each_piece(values, tally) for part in layer)
+        total = np.sum([part for layer in each_piece(values, tally) for part in layer], axis=0)
         from_top = np.cumsum(total[::-1])
         digit = int(np.searchsorted(from_top, missing))
         missing -= int(from_top[digit - 1]) if digit else 0
-        equal = int(total[::-1][digit])
         prefix = (prefix << _DIGIT) | ((1 << _DIGIT) - 1 - digit)
     threshold = np.array(prefix, unsigned).view(kind)[()]
-    return _of_equal(threshold, missing, equal)
+    each_piece(values, lambda i, a, b: np.greater(values[i].piece(a, b), threshold, out=arrays[i][a:b]))
+    _mark_equal(values, arrays, threshold, missing)
 
 
-def _bounds(values: Sequence[Values], count: int, deviations: float) -> tuple[Any, Any]:
-    """Two numbers that the cut most likely lies between, from a sample in runs of neighbours."""
+def _bounds(values: Sequence[Values], count: int, deviations: float) -> tuple[Any, Any, bool, bool]:
+    """Two numbers that the cut most likely lies between, and whether there are many of each, from a sample."""
     total = sum(v.numel() for v in values)
     step = max(_RUN, total // _SAMPLE * _RUN)
     sample = np.concatenate([v.sample(step, _RUN) for v in values])
@@ -163,5 +154,10 @@ def _bounds(values: Sequence[Values], count: int, deviations: float) -> tuple[An
     place = len(sample) * (1.0 - count / total)
     spread = deviations * math.sqrt(len(sample) * (count / total) * (1.0 - count / total)) + _RUN
     lower, upper = math.floor(place - spread), math.ceil(place + spread)
-    none, all_ = sample.dtype.type(-1), np.finfo(sample.dtype).max  # below and above everything
-    return (sample[lower] if lower >= 0 else none), (sample[upper] if upper < len(sample) else all_)
+    kind = sample.dtype.type
+    low = sample[lower] if lower >= 0 else kind(-1)
+    high = sample[upper] if upper < len(sample) else kind(np.finfo(kind).max)
+    often_low, often_high = (
+        bool(np.searchsorted(sample, n, "right") - np.searchsorted(sample, n) > 1) for n in (low, high)
+    )
+    return low, high, often_low, often_high

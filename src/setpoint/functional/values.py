@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from setpoint.functional.bits import Mask
 from setpoint.functional.compiled.threads import Array, on_threads, ranges
 
 R = TypeVar("R")
@@ -124,7 +125,8 @@ class Entries(Values):
     def norm(self) -> Tensor:
         """The l2 norm of all of them, as if they were a tensor: 0-dimensional."""
         assert self.divisor is None
-        return torch.linalg.vector_norm(self._flat, dtype=self.dtype)
+        norm: Tensor = torch.linalg.vector_norm(self._flat, dtype=self.dtype)
+        return norm
 
     def block(self, begin: int, end: int) -> Tensor:
         """Sizes of some entries."""
@@ -178,30 +180,26 @@ class Among(Values):
 
     Args:
         values: of all units.
-        masks: a unit is among them if each of these masks is what is said beside it.
+        mask: which are among them.
+        wanted: whether these are the True or the False entries.
     """
 
-    def __init__(self, values: Values, *masks: tuple[Tensor, bool]) -> None:
+    def __init__(self, values: Values, mask: Mask, wanted: bool = True) -> None:
         super().__init__(values.shape, values.device, values.dtype)
-        self._values = values
-        self._masks = [(mask.reshape(-1), wanted) for mask, wanted in masks]
+        self._values, self._mask, self._wanted = values, mask, wanted
         self._least = torch.finfo(values.dtype).tiny
 
     def block(self, begin: int, end: int) -> Tensor:
         """Numbers of those that are among them."""
-        found = self._values.block(begin, end).clamp_min(self._least)
-        for mask, wanted in self._masks:
-            part = mask[begin:end]
-            found = found * (part if wanted else ~part)
-        return found
+        part = self._mask.piece(begin, end)
+        return self._values.block(begin, end).clamp_min(self._least) * (part if self._wanted else ~part)
 
     def piece(self, begin: int, end: int) -> Array:
         """The same as an array."""
-        found = self._values.piece(begin, end)
-        found = np.maximum(found, found.dtype.type(self._least))
-        for mask, wanted in self._masks:
-            part = mask[begin:end].numpy()
-            np.multiply(found, part if wanted else ~part, out=found)
+        numbers = self._values.piece(begin, end)
+        found: Array = np.maximum(numbers, numbers.dtype.type(self._least))
+        part = self._mask.array(begin, end)
+        np.multiply(found, part if self._wanted else np.logical_not(part), out=found)
         return found
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from setpoint.budget import Budget, Schedule, Target, Timeline
+from setpoint.functional.bits import Mask, Masks
 from setpoint.functional.values import Entries, Values
 from setpoint.geometry import layer_geometry
 from setpoint.optimizer_set import OptimizerSet
@@ -52,7 +53,7 @@ class Units:
     progress: float
     share: float
     elapsed: int
-    kept: tuple[Tensor, ...] | None = None
+    kept: Masks | None = None
     felt: tuple[Entries, ...] | None = None
 
     @property
@@ -211,7 +212,7 @@ class Method(ABC):
         return units.values
 
     @abstractmethod
-    def factors(self, units: Units) -> Sequence[Tensor | Values | None]:
+    def factors(self, units: Units) -> Sequence[Tensor | Values | Mask | None]:
         """What to multiply each unit's entries by, at an update of the sparsify phase; None leaves a layer as it is.
 
         A mask stands for ones and zeros. `Values` are computed when they are applied.

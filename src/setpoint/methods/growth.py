@@ -15,8 +15,8 @@ from setpoint.units import Layer, Part
 @torch.no_grad()
 def plant(
     layer: Layer,
-    grown: Tensor,
-    survivors: Tensor,
+    grown: Mask,
+    survivors: Mask,
     optimizers: OptimizerSet,
     generator: torch.Generator,
     *,
@@ -48,14 +48,14 @@ def plant(
             _draw(part.parameter, new, _entries(part, survivors), generator)
         mask_gradient(part.parameter, marks)
         optimizer = optimizers.of(part.parameter)
-        clear_state(optimizer, part.parameter, lambda new=new: new)
+        clear_state(optimizer, part.parameter, marks.tensor)
         if warm:
             warm_second_moment(optimizer, part.parameter, new, _entries(part, survivors))
 
 
-def _entries(part: Part, units: Tensor) -> Tensor:
+def _entries(part: Part, units: Mask) -> Tensor:
     """Which entries of a parameter are those units'."""
-    others = (~units).to(part.parameter.device)
+    others = (~units.tensor()).to(part.parameter.device)
     return ~part.partition.expand(others, part.parameter.detach())
 
 

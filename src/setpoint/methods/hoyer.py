@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -146,8 +146,8 @@ class _Sums:
             return float(m.sum(dtype=np.float64)), _square(m), _square(outside), float(outside.max())
 
         (found,) = each_piece([values], look)
-        total, square, lost, peak = (np.array(column) for column in zip(*found)) if found else (np.zeros(1),) * 4
-        numbers = (total.sum(), square.sum(), lost.sum(), peak.max())
+        columns = [np.array(column) for column in zip(*found)] if found else [np.zeros(1)] * 4
+        numbers = [*(column.sum() for column in columns[:3]), columns[3].max()]
         return cls(*(torch.tensor(n, dtype=torch.float64) for n in numbers))
 
 
@@ -170,7 +170,8 @@ def _energy_outside(units: Units, sums: Sequence[_Sums]) -> float:
 
 
 def _norm(parameter: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(parameter.detach(), dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(parameter.detach(), dtype=torch.float64)
+    return norm
 
 
 class _Pressed(Values):
@@ -192,15 +193,16 @@ class _Pressed(Values):
     def piece(self, begin: int, end: int) -> Array:
         m = self._values.piece(begin, end)
         kind = m.dtype.type
-        lost = kind(self._strength * float(self._point))
+        lost: Any = kind(self._strength * float(self._point))
         if lost == 0:
             return np.ones_like(m)
         # (m - s (t - m)) / m; what is zero already may have any factor.
         with np.errstate(divide="ignore", over="ignore"):
-            left = np.divide(-lost, m)
+            left: Array = np.divide(-lost, m)
         left += kind(1.0 + self._strength)
         # Within the budget 1, and outside less than that.
-        return np.maximum(np.clip(left, kind(0), kind(1), out=left), self._kept[begin:end].numpy(), out=left)
+        np.maximum(np.clip(left, kind(0), kind(1), out=left), self._kept[begin:end].numpy(), out=left)
+        return left
 
 
 def _press_across(layer: Layer, strength: float, share: float) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from setpoint.budget import Schedule, Timeline
-from setpoint.functional.bits import Mask
+from setpoint.functional.bits import Mask, Masks
 from setpoint.functional.budget import project_values
 from setpoint.functional.entries import count_nonzero
 from setpoint.functional.values import Among, Entries, Values
@@ -22,7 +22,7 @@ from setpoint.methods.draws import seeded
 from setpoint.methods.growth import plant
 from setpoint.methods.support import DrawnSupport, by_price, one_price, roots
 from setpoint.options import choice
-from setpoint.reading import beside, count, read
+from setpoint.reading import beside, read
 
 Decay = Literal["cosine", "linear", "constant"]
 Begin = Literal["zero", "random"]
@@ -100,9 +100,9 @@ class MovingSupport(DrawnSupport):
     def _wanted(self, units: Units, prices: Sequence[Tensor]) -> Sequence[Values]:
         """How much each unit is wanted for its price, of those that may grow."""
 
-    def _draw(self, units: Units) -> Sequence[Tensor]:
+    def _draw(self, units: Units) -> Sequence[Mask]:
         kept = super()._draw(units)
-        units.memory.update(seen=[Mask.of(k).stored for k in kept], moved=0.0)
+        units.memory.update(seen=[k.stored for k in kept], moved=0.0)
         return kept
 
     def _seen(self, units: Units) -> list[Mask]:
@@ -110,29 +110,31 @@ class MovingSupport(DrawnSupport):
         pairs = zip(units.memory["seen"], units.layers)
         return [Mask.restored(stored, layer.counts, layer.device) for stored, layer in pairs]
 
-    def _move(self, units: Units, kept: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _move(self, units: Units, kept: Masks) -> Sequence[Mask]:
         prices = units.budget.prices(kept)
-        survivors = self._survivors(units, kept, prices)
+        before = after = kept.masks
+        survivors = self._survivors(units, before, prices)
         units.memory["moved"] = 0.0
         if survivors is not None:
-            before, kept = kept, self._grown(units, kept, survivors, prices)
-            for layer, now, old in zip(units.layers, kept, survivors):
+            after = self._grown(units, before, survivors, prices)
+            random, warm = self.begin == "random", self.second_moment == "mean"
+            for layer, now, old in zip(units.layers, after, survivors):
                 generator = seeded(layer.device, self.seed, units.step, f"{layer.name} values")
-                random, warm = self.begin == "random", self.second_moment == "mean"
-                plant(layer, now & ~old, old, units.optimizers, generator, random=random, warm=warm)
-            new = count(now & ~old for now, old in zip(kept, before))
-            units.memory["moved"] = new / count(kept)
-            units.memory["seen"] = [(seen | Mask.of(now)).stored for seen, now in zip(self._seen(units), kept)]
+                plant(layer, now.without(old), old, units.optimizers, generator, random=random, warm=warm)
+            new = [now.without(old).count() for now, old in zip(after, before)]
+            units.memory["moved"] = sum(read(new)) / sum(read([now.count() for now in after]))
+            units.memory["seen"] = [(seen | now).stored for seen, now in zip(self._seen(units), after)]
         if self.replace_step:
             for part in (part for layer in units.layers for part in layer.parts):
                 part.parameter.grad = None
-        return kept
+        return after
 
-    def _survivors(self, units: Units, kept: Sequence[Tensor], prices: Sequence[Tensor]) -> list[Tensor] | None:
+    def _survivors(self, units: Units, kept: Sequence[Mask], prices: Sequence[Tensor]) -> list[Mask] | None:
         """What is not dropped: all but the smallest units, by magnitude for their price. None if all survive."""
-        free = [None if one_price(prices) else beside(price <= 0, k.device) & k for price, k in zip(prices, kept)]
-        there = count(k if f is None else k & ~f for k, f in zip(kept, free))
-        outside = sum(k.numel() for k in kept) - count(kept)
+        there = sum(int(n) for n in read([k.count() for k in kept]))
+        outside = sum(k.numel() for k in kept) - there
+        free = [None if one_price(prices) else _free(price, k) for price, k in zip(prices, kept)]
+        there -= sum(int(n) for n in read([f.count() for f in free if f is not None]))
         # A hair more: 0.29 * 100 is below 29 in floating point.
         drop = min(int(self.fraction(units.progress) * there + 1e-9), outside)
         if drop == 0:
@@ -140,34 +142,33 @@ class MovingSupport(DrawnSupport):
             return None
         # What stays comes before all that does not, though it may be zero itself.
         ranks = [
-            Among(rank, (k, True), *([] if f is None else [(f, False)]))
+            Among(rank, k if f is None else k.without(f))
             for rank, k, f in zip(by_price(units.compared(None), units, prices), kept, free)
         ]
         survivors = project_values(ranks, there - drop, [1.0] * len(ranks), floors=[0] * len(ranks))
-        return [s if f is None else s | f for s, f in zip(survivors, free)]
+        return [Mask.of(s) if f is None else Mask.of(s) | f for s, f in zip(survivors, free)]
 
     def _grown(
-        self, units: Units, kept: Sequence[Tensor], survivors: Sequence[Tensor], prices: Sequence[Tensor]
-    ) -> list[Tensor]:
+        self, units: Units, kept: Sequence[Mask], survivors: Sequence[Mask], prices: Sequence[Tensor]
+    ) -> tuple[Mask, ...]:
         """The survivors, and of the other units the most wanted that the budget has room for."""
         pull = self._wanted(units, prices)
-        if self.regrow and one_price(prices) and (grown := self._most_wanted(units, pull, survivors)) is not None:
-            return [s | new for s, new in zip(survivors, grown)]
+        alike = self.regrow and units.budget.whole is None and one_price(prices)
+        if alike and (grown := self._most_wanted(units, pull, survivors)) is not None:
+            return tuple(s | Mask.of(new) for s, new in zip(survivors, grown))
         scores = []
         top = max(read([wanted.peak() for wanted in pull])) or 1.0
         for layer, wanted, k, s, root in zip(units.layers, pull, kept, survivors, roots(units, prices)):
             score = wanted.tensor().double() / top
             score = torch.where(score > 0, score, _UNWANTED * self._random(units, layer).tensor().double())
             if not self.regrow:
-                score = torch.where(k, _DROPPED * score, score)
-            scores.append(torch.where(s, _SURVIVES, score) * root)
-        return units.cut(scores)
+                score = torch.where(k.tensor(), _DROPPED * score, score)
+            scores.append(torch.where(s.tensor(), _SURVIVES, score) * root)
+        return tuple(Mask.of(k) for k in units.cut(scores))
 
-    def _most_wanted(
-        self, units: Units, pull: Sequence[Values], survivors: Sequence[Tensor]
-    ) -> Sequence[Tensor] | None:
+    def _most_wanted(self, units: Units, pull: Sequence[Values], survivors: Sequence[Mask]) -> Sequence[Tensor] | None:
         """What grows beside the survivors, where all units cost the same; None if there are not as many wanted ones."""
-        counts = [count_nonzero(s) for s in survivors]
+        counts = [s.count() for s in survivors]
         wanted = [count_nonzero(w.entries) for w in pull if isinstance(w, Entries)]
         numbers = [int(n) for n in read([*counts, *wanted])]
         stay = numbers[: len(counts)]
@@ -175,7 +176,7 @@ class MovingSupport(DrawnSupport):
         if wanted and sum(numbers[len(counts) :]) < room:
             return None
         floors = [max(0, floor - n) for floor, n in zip(units.budget.floors, stay)]
-        among = [Among(w, (s, False)) for w, s in zip(pull, survivors)]
+        among = [Among(w, s, wanted=False) for w, s in zip(pull, survivors)]
         return project_values(among, room - sum(stay), [1.0] * len(among), floors=floors)
 
     def _warn(self, units: Units, there: int, outside: int) -> None:
@@ -186,3 +187,8 @@ class MovingSupport(DrawnSupport):
                 f"{', '.join(units.names)} is less than one: none of them will move",
                 stacklevel=2,
             )
+
+
+def _free(price: Tensor, kept: Mask) -> Mask:
+    """Which of the kept units cost nothing."""
+    return Mask.of((beside(price, kept.device) <= 0) & kept.tensor())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from setpoint.budget import Schedule, Target, Timeline
+from setpoint.functional.bits import Mask, Masks
 from setpoint.functional.compiled.threads import Array
 from setpoint.functional.counter import key_of, uniform, uniform_array
 from setpoint.functional.values import Entries, Values
@@ -62,7 +63,7 @@ class DrawnSupport(Method):
             if not bool(torch.isfinite(layer.values().peak())):
                 raise ValueError(f"{layer.name!r} holds NaN or infinite values: it can be given no support")
 
-    def factors(self, units: Units) -> Sequence[Tensor | None]:
+    def factors(self, units: Units) -> Sequence[Mask]:
         """The support: what is not in it is zero."""
         return self._draw(units) if units.kept is None else self._move(units, units.kept)
 
@@ -71,8 +72,11 @@ class DrawnSupport(Method):
         assert units.kept is not None
         return units.kept
 
-    def _draw(self, units: Units) -> Sequence[Tensor]:
+    def _draw(self, units: Units) -> Sequence[Mask]:
         """The first support."""
+        return [Mask.of(kept) for kept in self._drawn(units)]
+
+    def _drawn(self, units: Units) -> Sequence[Tensor]:
         if self.initial == "magnitude":
             return units.cut(units.compared(None))
         prices = units.budget.costs
@@ -81,9 +85,9 @@ class DrawnSupport(Method):
             return units.cut(drawn)
         return units.cut([numbers.tensor().double() * root for numbers, root in zip(drawn, roots(units, prices))])
 
-    def _move(self, units: Units, kept: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _move(self, units: Units, kept: Masks) -> Sequence[Mask]:
         """The support after an update."""
-        return kept
+        return kept.masks
 
     def _random(self, units: Units, layer: Layer) -> Values:
         """A number in (0, 1] for each unit."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from setpoint.functional.bits import Mask
 from setpoint.functional.entries import multiply_entries, writable
 from setpoint.functional.values import Entries, Values
 from setpoint.units.partition import Partition
@@ -153,13 +154,13 @@ class Layer:
             yield part, part.partition.expand(factors.to(part.parameter.device), part.parameter.detach())
 
     @torch.no_grad()
-    def multiply(self, factors: Tensor | Values) -> None:
+    def multiply(self, factors: Tensor | Values | Mask) -> None:
         """Multiply the entries of each unit by its factor: True and False stand for one and zero."""
         entries = self.entries()
         if entries is not None and writable(entries):
             multiply_entries(entries, factors)
             return
-        factors = factors.tensor() if isinstance(factors, Values) else factors
+        factors = factors if isinstance(factors, Tensor) else factors.tensor()
         for part, spread in self.spread(factors):
             if not part.follows:
                 part.parameter.mul_(spread.to(part.parameter.dtype))
