@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from setpoint.functional.bits import Mask
-from setpoint.functional.entries import zero_entries
+from setpoint.functional.entries import count_nonzero, zero_entries
 from setpoint.reading import read
 from setpoint.units import Layer, plain_name
 
@@ -76,10 +76,10 @@ def _emptied(layer: Layer, kept: Tensor, empty: Tensor) -> _Words:
     """The parameters in which kept units have become all zero, unless these are a few that pass through zero."""
     missing = kept & layer.blank()
     missing.view(-1)[empty] = False
-    stays = int(kept.sum())
-    if int(missing.any(0).sum()) * _PASSING <= stays:
+    stays = int(count_nonzero(kept))
+    if int(count_nonzero(missing.any(0))) * _PASSING <= stays:
         return {}
-    counts = read([units.sum() for units in missing])
+    counts = read([count_nonzero(units) for units in missing])
     return {
         part.name: f"{int(count):,} of the {stays:,} units that the run has kept are zero in it, and were not when it "
         "left them"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from setpoint.functional.bits import Mask, Masks
-from setpoint.functional.entries import zero_entries
+from setpoint.functional.entries import count_nonzero, zero_entries
 from setpoint.moments import clear_state, mask_copies, mask_gradient, stays_zero
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.reading import count, read
@@ -146,7 +146,7 @@ class Support:
         if not self._blank:
             return
         # The numbers of a layer make the program wait for a GPU, so all layers are counted first, at once.
-        counts = [int(n) for n in read([parts.sum() for parts in self._blank])]
+        counts = [int(n) for n in read([count_nonzero(parts) for parts in self._blank])]
         some = [parts.flatten() for parts, n in zip(self._blank, counts) if n]
         together = len({parts.device for parts in some}) == 1
         row = iter(_numbered(some) if together else [parts.nonzero().flatten() for parts in some])

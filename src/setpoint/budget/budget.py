@@ -11,6 +11,7 @@ from torch import Tensor
 from setpoint.budget.whole import WholeCost
 from setpoint.functional.budget import count_within, project_budget, project_values
 from setpoint.functional.budget_widths import project_widths
+from setpoint.functional.entries import count_nonzero
 from setpoint.functional.values import Values
 from setpoint.reading import read
 from setpoint.units import Layer
@@ -80,12 +81,12 @@ class Budget:
         """The cost of what is kept, the fixed part included."""
         if self.whole is not None:
             return self.whole(_widths(kept))
-        return self.fixed + sum(float(c.expand(k.shape)[k].sum()) for c, k in zip(self.costs, (k.cpu() for k in kept)))
+        return self.fixed + sum(_cost(c, k.cpu()) for c, k in zip(self.costs, kept))
 
     def next_cost(self, kept: Sequence[Tensor]) -> float | None:
         """What the cheapest unit that went would cost, or the cheapest step of width; None if all stay."""
         if self.whole is None:
-            gone = [c.expand(k.shape)[~k] for c, k in zip(self.costs, (k.cpu() for k in kept))]
+            gone = [_costs_of(c, ~k.cpu()) for c, k in zip(self.costs, kept)]
             found = [float(g[g > 0].min()) for g in gone if bool((g > 0).any())]
         else:
             widths, here = _widths(kept), self.spent(kept)
@@ -102,8 +103,22 @@ class Budget:
         return self.total - (self.total - self.kept) * ramp - self.fixed
 
 
+def _cost(costs: Tensor, units: Tensor) -> float:
+    """Of some units of a layer, together."""
+    if costs.numel() == 1:
+        return float(costs) * int(count_nonzero(units))
+    return float(costs.expand(units.shape)[units].sum())
+
+
+def _costs_of(costs: Tensor, units: Tensor) -> Tensor:
+    """Those of some units of a layer; one for all of them where they are the same."""
+    if costs.numel() == 1:
+        return costs.flatten()[: int(bool(units.any()))]
+    return costs.expand(units.shape)[units]
+
+
 def _widths(kept: Sequence[Tensor]) -> list[int]:
-    return [int(width) for width in read([k.sum() for k in kept])]
+    return [int(width) for width in read([count_nonzero(k) for k in kept])]
 
 
 def in_budgets(layers: Sequence[Layer], budgets: Sequence[Budget]) -> tuple[tuple[Layer, ...], tuple[Budget, ...]]:

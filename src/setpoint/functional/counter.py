@@ -20,6 +20,8 @@ from setpoint.functional.compiled.threads import Array
 
 _STEP, _FIRST, _SECOND = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35
 _WORD = 0xFFFFFFFF
+# Numbers from which on a kernel is worth being called.
+_MANY = 1 << 14
 
 
 def key_of(*parts: object) -> int:
@@ -43,7 +45,8 @@ def uniform_array(key: int, begin: int, end: int) -> Array:
         # Within places that have their upper 32 bits in common.
         stop = min(end, (begin | _WORD) + 1)
         part = out[len(out) - (end - begin) : len(out) - (end - stop)]
-        _fill()(np.uint32(_low(key, begin >> 32)), np.uint32(key >> 32), np.uint32(begin & _WORD), part)
+        fill = _fill() if stop - begin >= _MANY else _fill_eager
+        fill(np.uint32(_low(key, begin >> 32)), np.uint32(key >> 32), np.uint32(begin & _WORD), part)
         begin = stop
     return out
 

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from setpoint.functional.bits import Mask
-from setpoint.functional.compiled import installed
+from setpoint.functional.compiled import WORTH, installed
 from setpoint.functional.compiled.threads import Array, on_threads, ranges
 from setpoint.functional.values import PIECE, Values
+
+# Rows that are summed at a time.
+_ROWS = 64
 
 
 def writable(entries: Tensor) -> bool:
@@ -30,7 +33,8 @@ def zero_entries(tensor: Tensor, where: Mask) -> None:
     if not writable(tensor):
         tensor.masked_fill_(where.tensor().to(tensor.device), 0.0)
         return
-    array, zero = tensor.detach().view(-1).numpy(), _zero_marked()
+    array = tensor.detach().view(-1).numpy()
+    zero = _zero_marked() if len(array) >= WORTH else _zero_eagerly
 
     def work(piece: tuple[int, int]) -> None:
         begin, end = piece
@@ -47,7 +51,8 @@ def zero_finite_entries(tensor: Tensor, where: Mask) -> bool:
         tensor: that is `writable`.
         where: which entries, in its shape.
     """
-    array, zero = tensor.detach().view(-1).numpy(), _zero_checked()
+    array = tensor.detach().view(-1).numpy()
+    zero = _zero_checked() if len(array) >= WORTH else _check_eagerly
 
     def work(piece: tuple[int, int]) -> bool:
         begin, end = piece
@@ -68,6 +73,29 @@ def count_nonzero(tensor: Tensor) -> Tensor:
     pieces = list(ranges(len(array), PIECE))
     counts = on_threads(lambda piece: int(np.count_nonzero(array[piece[0] : piece[1]] != 0)), pieces)
     return torch.tensor(sum(counts))
+
+
+def squares_across(stacks: Tensor) -> Tensor:
+    """Of each column of some matrices the sum of squares: shape (count, columns), float64.
+
+    Columns are far apart in memory, and are therefore summed side by side: in the matrix's own precision over a few
+    rows, and in double over these.
+
+    Args:
+        stacks: that are `writable`, of shape (count, rows, columns).
+    """
+    arrays = stacks.detach().numpy()
+    pieces = [(g, a, b) for g in range(len(arrays)) for a, b in ranges(arrays.shape[1], _ROWS)]
+
+    def work(piece: tuple[int, int, int]) -> Array:
+        rows = arrays[piece[0], piece[1] : piece[2]]
+        squares: Array = np.einsum("rc,rc->c", rows, rows)
+        return squares
+
+    sums = np.zeros((arrays.shape[0], arrays.shape[2]))
+    for (g, _, _), squares in zip(pieces, on_threads(work, pieces)):
+        sums[g] += squares
+    return torch.from_numpy(sums)
 
 
 def multiply_entries(entries: Tensor, factors: Tensor | Mask | Values) -> None:
@@ -98,13 +126,7 @@ def multiply_entries(entries: Tensor, factors: Tensor | Mask | Values) -> None:
 @cache
 def _zero_checked() -> Callable[[Array, Array], object]:
     if not installed():
-
-        def eager(part: Array, marks: Array) -> object:
-            finite = bool(np.isfinite(part.sum(dtype=np.float64))) or bool(np.isfinite(part).all())
-            np.copyto(part, 0.0, where=marks.view(np.bool_))
-            return finite
-
-        return eager
+        return _check_eagerly
     from setpoint.functional.compiled.zero import zero_marked_checked
 
     def compiled(part: Array, marks: Array) -> object:
@@ -115,6 +137,14 @@ def _zero_checked() -> Callable[[Array, Array], object]:
     return compiled
 
 
+def _check_eagerly(part: Array, marks: Array) -> bool:
+    # A sum in double is finite where the entries are; where it is not, these are looked at.
+    with np.errstate(invalid="ignore", over="ignore"):
+        finite = bool(np.isfinite(part.sum(dtype=np.float64))) or bool(np.isfinite(part).all())
+    _zero_eagerly(part, marks)
+    return finite
+
+
 @cache
 def _zero_marked() -> Callable[[Array, Array], object]:
     if installed():
@@ -122,4 +152,8 @@ def _zero_marked() -> Callable[[Array, Array], object]:
 
         found: Callable[[Array, Array], object] = zero_marked
         return found
-    return lambda part, marks: np.copyto(part, 0.0, where=marks.view(np.bool_))
+    return _zero_eagerly
+
+
+def _zero_eagerly(part: Array, marks: Array) -> None:
+    np.copyto(part, 0.0, where=marks.view(np.bool_))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from setpoint.functional.compiled import WORTH
+from setpoint.functional.entries import squares_across, writable
 from setpoint.units.layout import Layout
 from setpoint.units.partition import Partition
 from setpoint.units.unit import COUPLED, SLICES, Unit, check_unit, sizes_of
@@ -48,7 +50,25 @@ class Slices(Partition):
 
     def magnitudes(self, tensor: Tensor) -> Tensor:
         canonical = self.layout.to_canonical(tensor)
-        return _norm(canonical, self._dims) if self._dims else _exact(canonical).abs()
+        if not self._dims:
+            return _exact(canonical).abs()
+        if self._across and writable(tensor) and tensor.numel() >= WORTH:
+            groups, kept, taps = canonical.shape[0], self.layout.canonical[1 if self.layout.transposed else 2], -1
+            squares = squares_across(tensor.reshape(groups, -1, kept * canonical.shape[3]))
+            return squares.reshape(groups, kept, taps).sum(2).sqrt().to(tensor.dtype).reshape(self.counts)
+        return _norm(canonical, self._dims)
+
+    @property
+    def _across(self) -> bool:
+        """Whether a unit's entries are far apart in memory: along the first axis that a matrix is stored by."""
+        return set(self.reduced) == {"input" if self.layout.transposed else "output", "tap"}
+
+    def multiply(self, tensor: Tensor, factors: Tensor) -> None:
+        canonical = self.layout.to_canonical(tensor)
+        if canonical.data_ptr() != tensor.data_ptr() or tensor.numel() == 0:
+            super().multiply(tensor, factors)
+        else:
+            canonical.mul_(factors.reshape(self.counts).to(tensor.dtype))
 
     def entries(self, tensor: Tensor) -> Tensor | None:
         if self._dims or not tensor.is_contiguous() or type(tensor) not in (Tensor, nn.Parameter):

@@ -161,9 +161,8 @@ class Layer:
             multiply_entries(entries, factors)
             return
         factors = factors if isinstance(factors, Tensor) else factors.tensor()
-        for part, spread in self.spread(factors):
-            if not part.follows:
-                part.parameter.mul_(spread.to(part.parameter.dtype))
+        for part in self.acted_on:
+            part.partition.multiply(part.parameter.detach(), factors.to(part.parameter.device))
 
     def alive(self) -> Tensor:
         """Which units have an entry that is not zero, and does not merely follow."""

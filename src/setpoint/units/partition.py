@@ -56,6 +56,10 @@ class Partition(ABC):
     def expand(self, factors: Tensor, tensor: Tensor) -> Tensor:
         """Give each entry of the parameter its unit's factor: shape and memory order of the parameter."""
 
+    def multiply(self, tensor: Tensor, factors: Tensor) -> None:
+        """Multiply each entry of the parameter by its unit's factor, in place."""
+        tensor.mul_(self.expand(factors, tensor).to(tensor.dtype))
+
     @abstractmethod
     def sizes(self) -> Tensor:
         """How many entries each unit has: a float64 tensor that broadcasts to `counts`."""
