@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from setpoint.norms import NormWatch
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.overlay import Gate, Overlay, hang, is_gated, obstacle, plain_class, take_off
-from setpoint.units import Layer, Layout, Partition, partition
+from setpoint.units import Layer, Layout, Partition, Slices, partition
 
 # By parameter, the modules that hold it and its names there.
 _Places = dict[nn.Parameter, list[tuple[nn.Module, str]]]
@@ -38,7 +39,8 @@ class UnitGates(Overlay):
 
     def __init__(self, name: str, units: Partition, like: Tensor) -> None:
         self.name, self.units = name, units
-        self.sample, self.test = (torch.ones(units.counts, device=like.device) for _ in range(2))
+        self.sample = torch.ones((), device=like.device).expand(units.counts)
+        self._test: Tensor | Callable[[], Tensor] = self.sample
 
     @property
     def gates(self) -> Mapping[str, Gate]:
@@ -53,12 +55,16 @@ class UnitGates(Overlay):
         gates = (self.sample if training else self.test).to(weight.device)
         return weight * self.units.expand(gates, weight.detach()).to(weight.dtype)
 
-    def put(self, sample: Tensor, test: Tensor, device: torch.device) -> None:
+    @property
+    def test(self) -> Tensor:
+        """The gates of the test."""
+        test = self._test if isinstance(self._test, Tensor) else self._test()
+        return test.reshape(self.units.counts)
+
+    def put(self, sample: Tensor, test: Tensor | Callable[[], Tensor], device: torch.device) -> None:
         """Set them, beside the parameter wherever that has gone."""
-        # New tensors: the graph of the last pass may be differentiated once more, and holds the old ones.
-        self.sample, self.test = (
-            gates.reshape(self.units.counts).to(device, self.sample.dtype, copy=True) for gates in (sample, test)
-        )
+        self.sample = sample.reshape(self.units.counts).to(device)
+        self._test = test.to(device) if isinstance(test, Tensor) else test
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +162,13 @@ class Gates:
         _take_off(self._hung)
         self._by_site = {}
 
-    def put(self, index: int, sample: Tensor, test: Tensor) -> None:
-        """Set one layer's gates, for training and for evaluation."""
+    def put(self, index: int, sample: Tensor, test: Tensor | Callable[[], Tensor]) -> None:
+        """Set one layer's gates, for training and for evaluation.
+
+        Tensors are kept as they are, and not copied: the graph of a pass may be differentiated once more and holds
+        them, so whoever gives them does not change them any more. Gates that cost less to compute than to keep are
+        given as a function, which is called where they are looked at.
+        """
         for site in self._sites[index]:
             self._by_site[site].put(sample, test, site.parameter.device)
 
@@ -184,6 +195,24 @@ class Gates:
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
         return torch.where(z > 0, total / z, 0.0).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
+    def felt(self, indices: Sequence[int], optimizers: OptimizerSet) -> FeltGates:
+        """How the loss felt the gates of some layers."""
+        return FeltGates(self, indices, optimizers)
+
+    def entries(self, index: int, optimizers: OptimizerSet) -> tuple[Tensor, Tensor, Tensor] | None:
+        """One layer's weights, their gradients and the gates that were sampled for them, all of one shape.
+
+        None where a unit is more than one weight, or where `slopes` has to look at more than these.
+        """
+        site, *more = self._sites[index]
+        weight, grad, units = site.parameter.detach(), site.parameter.grad, site.units
+        single = type(units) is Slices and not units.reduced and not units.layout.transposed
+        if more or not single or grad is None or grad.shape != weight.shape or not site.module.training:
+            return None
+        if getattr(optimizers.of(site.parameter), "grad_scale", None) is not None:
+            return None
+        return weight, grad, self._by_site[site].sample.reshape(weight.shape)
+
     def _watching(self) -> NormWatch:
         places = _places(self._model)
         whole = {i: layer for i, layer in enumerate(self._layers) if layer.partition.whole_outputs}
@@ -195,6 +224,31 @@ class Gates:
         for site in self._sites[index]:
             parameter = site.parameter
             parameter.mul_(site.units.expand(factors.reshape(site.units.counts), parameter).to(parameter.dtype))
+
+
+class FeltGates(Sequence[tuple[Tensor, Tensor]]):
+    """How the loss felt the gates of some layers: for each its gates, and the derivative of the loss by them.
+
+    They are computed when they are looked at, layer by layer, since all of them together may be as large as the model.
+    """
+
+    def __init__(self, gates: Gates, indices: Sequence[int], optimizers: OptimizerSet) -> None:
+        self._gates, self._indices, self._optimizers = gates, indices, optimizers
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return FeltGates(self._gates, self._indices[position], self._optimizers)
+        index = self._indices[position]
+        counts = self._gates._layers[index].counts
+        samples, slopes = self._gates.samples(index), self._gates.slopes(index, self._optimizers)
+        return samples.reshape(counts), slopes.reshape(counts)
+
+    def entries(self, position: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """From what single weights' slopes follow: see `Gates.entries`."""
+        return self._gates.entries(self._indices[position], self._optimizers)
 
 
 def _take_off(hung: list[tuple[nn.Module, Overlay]]) -> None:

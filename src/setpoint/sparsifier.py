@@ -611,14 +611,8 @@ class Sparsifier:
         """Set the gates, having learned from how the loss felt the present ones."""
         assert self._gates is not None
         for units in self._all_units():
-            numbered = list(zip(units.budget.layers, units.partitions))
-            pairs = None
-            if felt is not None:
-                pairs = [
-                    (felt.samples(i).reshape(p.counts), felt.slopes(i, self._optimizers).reshape(p.counts))
-                    for i, p in numbered
-                ]
-            for (i, _), (sample, test) in zip(numbered, self.method.gates(units, pairs)):
+            pairs = None if felt is None else felt.felt(units.budget.layers, self._optimizers)
+            for i, (sample, test) in zip(units.budget.layers, self.method.gates(units, pairs)):
                 self._gates.put(i, sample, test)
 
     @torch.no_grad()

@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from setpoint.functional.hard_concrete import hard_concrete, hard_concrete_open, hard_concrete_slope
+from setpoint.functional.compiled import WORTH
+from setpoint.functional.hard_concrete import hard_concrete, hard_concrete_open
+from setpoint.functional.hard_concrete_steps import (
+    BOUNDS,
+    FIRST,
+    PIECE,
+    SECOND,
+    SHUT,
+    Descent,
+    Key,
+    Slopes,
+    Survey,
+    compiled_slopes,
+    draw,
+    power_below,
+    together,
+)
+from setpoint.gates import FeltGates
 from setpoint.methods.base import Method, Units, as_factors
-from setpoint.methods.draws import seeded
 from setpoint.methods.multiplier import ProportionalIntegral
 from setpoint.reading import read
 
-# Bounds of log alpha: gates that are quite open or shut can be learned back within a part of the run. What is counted
-# is open gates, not probabilities, so that a shut gate costs nothing at any bound.
-_BOUNDS = (-6.0, 4.0)
-# Decay rates of Adam's moments and of the average size of a slope.
-_FIRST, _SECOND, _SIZE = 0.9, 0.99, 0.99
+# Decay rate of the average size of a slope.
+_SIZE = 0.99
 # A step counts for at most so many times what the steps before it did on average; and so do these beside it, each of
 # them, while they are fewer than that.
 _BOUND = 10.0
-# The least that a gate's slopes come to, beside those of the others, for its steps to be of full size.
-_LEAST = 1e-15
 # The gates' step size, and how far they must be able to go within the sparsify phase.
 _RATE, _TRAVEL = 0.05, 30.0
+# Gates of small layers that are worked on together, where that takes little memory: so a step takes few operations
+# however many layers there are.
+_FEW = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class ConstrainedL0(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        span = _BOUNDS[1] - _BOUNDS[0]
+        span = BOUNDS[1] - BOUNDS[0]
         if self.lr is not None and not 0.0 < self.lr <= span:
             raise ValueError(f"l0 lr={self.lr} must be a number above 0, and at most {span:g}, a gate's whole range")
         if not 0.5 < self.opening < 1.0:
@@ -81,15 +96,13 @@ class ConstrainedL0(Method):
         """Nothing: the gates work at every step."""
         return [None] * len(units.layers)
 
-    def gates(self, units: Units, felt: Sequence[tuple[Tensor, Tensor]] | None) -> Sequence[tuple[Tensor, Tensor]]:
+    def gates(self, units: Units, felt: Sequence[tuple[Tensor, Tensor]] | None) -> Sequence[tuple[Tensor, Any]]:
         """A sample for the next step, and the medians."""
         if not units.memory:
             self._start(units)
         elif felt is not None:
             self._learn(units, felt)
-        alpha = units.memory["log_alpha"]
-        sample = hard_concrete(alpha, self._noise(units, alpha))
-        return list(zip(_apart(units, sample), _apart(units, hard_concrete(alpha))))
+        return _Gates(units, Key.of(self.seed, units.memory["steps"], units.layers[0].name))
 
     def scores(self, units: Units) -> Sequence[Tensor]:
         """By the gates, whatever the cost, which the gates have felt already; among equal ones by magnitude."""
@@ -114,63 +127,60 @@ class ConstrainedL0(Method):
         return {"multiplier": float(memory["multiplier"]), "violation": float(memory["violation"])}
 
     def _start(self, units: Units) -> None:
-        shut = math.log(self.opening / (1.0 - self.opening)) - float(hard_concrete_open(torch.zeros(())).logit())
-        alpha = torch.full((sum(map(math.prod, _counts(units))),), shut, device=units.layers[0].device)
-        # All gates of a budget in one tensor, so that a step takes few operations however many layers there are.
+        opened = math.log(self.opening / (1.0 - self.opening)) + SHUT
+        # All gates of a budget in one tensor, so that those of small layers take a few operations together.
+        alpha = torch.full((sum(_sizes(units)),), opened, device=units.layers[0].device)
         units.memory.update(
             log_alpha=alpha,
-            first=torch.zeros_like(alpha),
-            second=torch.zeros_like(alpha),
+            first=torch.zeros_like(alpha, dtype=torch.bfloat16),
+            second=torch.zeros_like(alpha, dtype=torch.bfloat16),
             size=torch.zeros((), device=alpha.device),
             unit=torch.ones((), dtype=torch.float64, device=alpha.device),
             steps=0,
             **self._multiplier.start(alpha.device),
         )
 
-    def _noise(self, units: Units, like: Tensor) -> Tensor:
-        generator = seeded(like.device, self.seed, units.memory["steps"], units.layers[0].name)
-        return torch.rand(like.shape, generator=generator, device=like.device)
-
     def _learn(self, units: Units, felt: Sequence[tuple[Tensor, Tensor]]) -> None:
         memory: dict[str, Any] = units.memory
         memory["steps"] += 1
-        alpha = memory["log_alpha"]
-        pull = self._pull(memory, felt)
-        p = hard_concrete_open(alpha)
-        opened = p > 0.5
-        if units.budget.whole is None:
-            cost = _spread(units.budget.costs, units, alpha)
-            open_cost = opened.sum() * cost if cost.ndim == 0 else (cost * opened).sum()
-        else:
-            # Prices move with the widths, and slowly: they are looked up as often as the schedule makes updates.
-            apart = _apart(units, opened)
-            if memory["steps"] % units.elapsed == 1 or units.elapsed == 1:
-                memory["prices"] = [float(p) for p in units.budget.prices(apart)]
-            cost = _spread([torch.tensor(p) for p in memory["prices"]], units, alpha)
-            open_cost = torch.tensor(units.budget.spent(apart), device=alpha.device)
+        groups = [_Group(units, felt, places) for places in _grouped(units)]
+        peak, factor, size = self._scale(memory, together([group.survey() for group in groups]))
+        costs, open_cost = self._costs(units, groups)
         # No room at all is as good as very little: the violation is at its bound either way.
         violation = torch.log(open_cost / max(units.budget.room(units.ramp), 1e-30)).clamp(-1.0, 1.0)
-        size = self._size(memory, memory["steps"])
         multiplier = self._multiplier.step(memory, violation) * torch.where(size > 0, size, 1.0)
+        mean = torch.stack([group.total(cost) for group, cost in zip(groups, costs)]).sum() / len(memory["log_alpha"])
         lr = self.lr or max(_RATE, _TRAVEL * units.share / units.elapsed)
-        gradient = torch.addcmul(pull, p * (1.0 - p), (multiplier * (cost / cost.mean())).to(pull.dtype))
-        self._descend(alpha, memory["first"], memory["second"], gradient, memory["steps"], lr)
+        steps = memory["steps"]
+        key = Key.of("rounding", self.seed, steps, units.layers[0].name)
+        step = Descent(peak, factor, lr / (1.0 - FIRST**steps), 1.0 / (1.0 - SECOND**steps), key)
+        for group, cost in zip(groups, costs):
+            group.descend((multiplier * (cost / mean)).float(), step)
 
-    def _pull(self, memory: dict[str, Any], felt: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """The loss's pull at each gate, in the unit in which all pulls are remembered.
+    def _costs(self, units: Units, groups: Sequence[_Group]) -> tuple[list[Tensor], Tensor]:
+        """What each gate costs, by group, and what those that are open cost together."""
+        alpha, memory = units.memory["log_alpha"], units.memory
+        if units.budget.whole is None:
+            costs = [group.cost() for group in groups]
+            return costs, torch.stack([group.open_cost(cost) for group, cost in zip(groups, costs)]).sum()
+        # Prices move with the widths, and slowly: they are looked up as often as the schedule makes updates.
+        apart = _apart(units, alpha > SHUT)
+        if memory["steps"] % units.elapsed == 1 or units.elapsed == 1:
+            memory["prices"] = [float(p) for p in units.budget.prices(apart)]
+        prices = [torch.tensor(price) for price in memory["prices"]]
+        costs = [group.spread(prices[group.places.start : group.places.stop]) for group in groups]
+        return costs, torch.tensor(units.budget.spent(apart), device=alpha.device)
+
+    def _scale(self, memory: dict[str, Any], found: Survey) -> tuple[Tensor, Tensor, Tensor]:
+        """The unit of this step's slopes, what they are multiplied by then, and the size of a pull.
 
         Units are powers of two: the scale of the loss changes no bit, and no square overflows or vanishes.
         """
-        alpha = memory["log_alpha"]
-        slopes = torch.cat([slope.flatten().to(alpha.device) for _, slope in felt])
-        peak = _power(torch.linalg.vector_norm(slopes, torch.inf).double())
-        slope_of_z = hard_concrete_slope(_together([z for z, _ in felt], alpha))
-        pull = slopes.div_(peak).to(alpha.dtype).mul_(slope_of_z)
-        moving = (pull != 0).sum().clamp_min(1)
-        size = (torch.dot(pull, pull) / moving).sqrt() * peak
+        peak = power_below(found.peak)
+        size = (found.square / found.moving.clamp_min(1.0)).sqrt() * peak
         counts = self._counting(memory, size)
-        memory["size"].lerp_((counts * size / memory["unit"]).to(alpha.dtype), 1.0 - _SIZE)
-        return pull.mul_(counts * (peak / memory["unit"]))
+        memory["size"].lerp_((counts * size / memory["unit"]).float(), 1.0 - _SIZE)
+        return peak, counts * (peak / memory["unit"]), self._size(memory, memory["steps"])
 
     def _counting(self, memory: dict[str, Any], size: Tensor) -> Tensor:
         """Which part of a step counts, given the average size of its pulls; a new unit is a new weight of the past."""
@@ -178,7 +188,7 @@ class ConstrainedL0(Method):
         usual = self._size(memory, max(1, before)) * old
         most = _BOUND * before if before < _BOUND else math.inf
         unit = torch.where(usual > 0, torch.minimum(old, old * (most * size / usual)), size)
-        memory["unit"].copy_(torch.where(size > 0, _power(unit), old))
+        memory["unit"].copy_(torch.where(size > 0, power_below(unit), old))
         usual *= memory["unit"] / old
         return torch.where(usual > 0, (_BOUND * usual / size).clamp_max(1.0), 1.0)
 
@@ -187,17 +197,117 @@ class ConstrainedL0(Method):
         size: Tensor = memory["size"] / (1.0 - _SIZE**steps)
         return size
 
-    def _descend(self, a: Tensor, first: Tensor, second: Tensor, gradient: Tensor, step: int, lr: float) -> None:
-        """One step of Adam."""
-        first.lerp_(gradient, 1.0 - _FIRST)
-        second.mul_(_SECOND).addcmul_(gradient, gradient, value=1.0 - _SECOND)
-        root = (second / (1.0 - _SECOND**step)).sqrt_().clamp_min_(_LEAST)
-        a.addcdiv_(first, root, value=-lr / (1.0 - _FIRST**step)).clamp_(*_BOUNDS)
+
+class _Gates(Sequence[tuple[Tensor, Any]]):
+    """Each layer's gates: a sample, drawn when it is asked for, and the medians, computed when they are looked at."""
+
+    def __init__(self, units: Units, key: Key) -> None:
+        self._units, self._key = units, key
+        ends = list(accumulate(_sizes(units), initial=0))
+        self._ranges = list(zip(ends, ends[1:]))
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        begin, end = self._ranges[place]
+        alpha = self._units.memory["log_alpha"][begin:end]
+        counts, device = self._units.partitions[place].counts, self._units.layers[place].device
+        return draw(alpha, begin, self._key).reshape(counts).to(device), _Medians(alpha)
 
 
-def _power(number: Tensor) -> Tensor:
-    """The largest power of two that is not above a number; for 0 any."""
-    return torch.exp2(torch.frexp(number).exponent.double() - 1.0)
+@dataclass(frozen=True, eq=False)
+class _Medians:
+    log_alpha: Tensor
+
+    def __call__(self) -> Tensor:
+        return hard_concrete(self.log_alpha)
+
+
+class _Group:
+    """Layers whose gates take a step together: a large one, or consecutive small ones."""
+
+    def __init__(self, units: Units, felt: Sequence[tuple[Tensor, Tensor]], places: range) -> None:
+        self.places = places
+        self._units, self._felt = units, felt
+        sizes = _sizes(units)
+        self._begin = sum(sizes[: places.start])
+        self._part = slice(self._begin, sum(sizes[: places.stop]))
+        self._kept: Slopes | None = None
+        self._keeps = sum(sizes) <= _FEW
+
+    def survey(self) -> Survey:
+        """What the loss pulls at the gates."""
+        return self._slopes.survey()
+
+    def descend(self, charge: Tensor, step: Descent) -> None:
+        """Take a step."""
+        first, second = self._units.memory["first"], self._units.memory["second"]
+        self._slopes.descend(self._alpha, first[self._part], second[self._part], charge, self._begin, step)
+
+    def cost(self) -> Tensor:
+        """What each gate costs at what the budget charges: one number where that is the same for all."""
+        return self.spread([self._units.budget.costs[i] for i in self.places])
+
+    def spread(self, costs: Sequence[Tensor]) -> Tensor:
+        """The same of costs by layer. They are on the CPU: to look at them at every step is not to wait for a GPU."""
+        alpha = self._alpha
+        if all(c.numel() == 1 for c in costs) and len({float(c) for c in costs}) == 1:
+            return torch.full((), float(costs[0]), dtype=torch.float64, device=alpha.device)
+        counts = [self._units.partitions[i].counts for i in self.places]
+        row = torch.cat([c.expand(n).flatten() for c, n in zip(costs, counts)])
+        return row.to(alpha.device, alpha.dtype, non_blocking=True)
+
+    def total(self, cost: Tensor) -> Tensor:
+        """What all gates cost together."""
+        return cost * len(self._alpha) if cost.ndim == 0 else cost.sum(dtype=torch.float64)
+
+    def open_cost(self, cost: Tensor) -> Tensor:
+        """What those cost together whose median is open."""
+        opened = self._alpha > SHUT
+        return torch.count_nonzero(opened) * cost if cost.ndim == 0 else (cost * opened).sum(dtype=torch.float64)
+
+    @property
+    def _alpha(self) -> Tensor:
+        alpha: Tensor = self._units.memory["log_alpha"][self._part]
+        return alpha
+
+    @property
+    def _slopes(self) -> Slopes:
+        found = self._kept or self._compiled() or self._gathered()
+        if self._keeps:
+            self._kept = found
+        return found
+
+    def _compiled(self) -> Slopes | None:
+        if len(self.places) > 1 or not isinstance(self._felt, FeltGates):
+            return None
+        entries = self._felt.entries(self.places.start)
+        return None if entries is None else compiled_slopes(*entries, self._alpha)
+
+    def _gathered(self) -> Slopes:
+        device = self._units.memory["log_alpha"].device
+        pairs = [self._felt[i] for i in self.places]
+        gates, slopes = ([t.flatten().to(device) for t in each] for each in zip(*pairs))
+        return Slopes(*(each[0] if len(each) == 1 else torch.cat(each) for each in (slopes, gates)))
+
+
+def _grouped(units: Units) -> Iterator[range]:
+    """Places of the layers that take a step together."""
+    limit = PIECE if units.memory["log_alpha"].device.type == "cpu" else _FEW
+    begin, total = 0, 0
+    for place, size in enumerate(_sizes(units)):
+        if place > begin and (total + size > limit or size >= WORTH):
+            yield range(begin, place)
+            begin, total = place, 0
+        total += size
+        if size >= WORTH:
+            yield range(begin, place + 1)
+            begin, total = place + 1, 0
+    if begin < len(units.layers):
+        yield range(begin, len(units.layers))
 
 
 def _folded(log_alpha: Tensor) -> Tensor:
@@ -209,24 +319,12 @@ def _counts(units: Units) -> list[tuple[int, ...]]:
     return [partition.counts for partition in units.partitions]
 
 
+def _sizes(units: Units) -> list[int]:
+    return [math.prod(counts) for counts in _counts(units)]
+
+
 def _apart(units: Units, flat: Tensor) -> list[Tensor]:
     """One value a unit, layer by layer and on the layers' devices."""
     counts = _counts(units)
-    parts = torch.split(flat, [math.prod(c) for c in counts])
+    parts = torch.split(flat, _sizes(units))
     return [part.reshape(c).to(layer.device) for part, c, layer in zip(parts, counts, units.layers)]
-
-
-def _together(apart: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The inverse, as another tensor is."""
-    return torch.cat([t.flatten().to(like.device, like.dtype) for t in apart])
-
-
-def _spread(costs: Sequence[Tensor], units: Units, like: Tensor) -> Tensor:
-    """What each gate costs; one number where that is the same for all.
-
-    Costs are on the CPU: to look at them at every step is not to wait for a GPU.
-    """
-    if all(c.numel() == 1 for c in costs) and len({float(c) for c in costs}) == 1:
-        return torch.full((), float(costs[0]), dtype=like.dtype, device=like.device)
-    row = torch.cat([c.expand(counts).flatten() for c, counts in zip(costs, _counts(units))])
-    return row.to(like.device, like.dtype, non_blocking=True)
