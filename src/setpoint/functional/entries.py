@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ def _zero_checked() -> Callable[[Array, Array], object]:
     from setpoint.functional.compiled.zero import zero_marked_checked
 
     def compiled(part: Array, marks: Array) -> object:
-        unsigned = np.uint64 if part.itemsize == 8 else np.uint32
+        unsigned = _unsigned(part)
         infinity = np.array(np.inf, part.dtype).view(unsigned)[()]
         return zero_marked_checked(part, part.view(unsigned), infinity, marks)
 
@@ -147,12 +148,15 @@ def _check_eagerly(part: Array, marks: Array) -> bool:
 
 @cache
 def _zero_marked() -> Callable[[Array, Array], object]:
-    if installed():
-        from setpoint.functional.compiled.zero import zero_marked
+    if not installed():
+        return _zero_eagerly
+    from setpoint.functional.compiled.zero import zero_marked
 
-        found: Callable[[Array, Array], object] = zero_marked
-        return found
-    return _zero_eagerly
+    return lambda part, marks: zero_marked(part, part.view(_unsigned(part)), marks)
+
+
+def _unsigned(part: Array) -> type[np.unsignedinteger[Any]]:
+    return np.uint64 if part.itemsize == 8 else np.uint32
 
 
 def _zero_eagerly(part: Array, marks: Array) -> None:

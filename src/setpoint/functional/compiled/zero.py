@@ -13,14 +13,20 @@ _BLOCK = 64
 
 
 @kernel(finite=False)
-def zero_marked(x: Any, marks: Any) -> None:
-    """Set to zero what is marked by 1 rather than 0."""
+def zero_marked(x: Any, bits: Any, marks: Any) -> None:
+    """Set to zero what is marked by 1 rather than 0: to +0.0, whatever its sign.
+
+    Args:
+        x: the entries.
+        bits: the same as unsigned integers of the same bits.
+        marks: 0 or 1 for each.
+    """
     zero = x.dtype.type(0)
     for begin in range(0, x.size, _BLOCK):
-        block, some = x[begin : begin + _BLOCK], marks[begin : begin + _BLOCK]
+        block, codes, some = x[begin : begin + _BLOCK], bits[begin : begin + _BLOCK], marks[begin : begin + _BLOCK]
         moved = np.uint8(0)
         for i in range(block.size):
-            moved |= some[i] & np.uint8(block[i] != zero)
+            moved |= some[i] & np.uint8(codes[i] != 0)
         if moved:
             for i in range(block.size):
                 block[i] = zero if some[i] else block[i]
