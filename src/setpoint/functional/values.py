@@ -21,7 +21,7 @@ from setpoint.functional.compiled.threads import Array, on_threads, ranges
 R = TypeVar("R")
 
 # Numbers of a piece, which a core's own cache holds with what is made of them.
-PIECE = 1 << 16
+PIECE = 1 << 17
 # Entries that torch's operators work on at a time: in the cache, and too few for them to start threads of their own.
 BLOCK = 1 << 15
 
