@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -204,7 +204,7 @@ class _Gates(Sequence[tuple[Tensor, Any]]):
     def __init__(self, units: Units, key: Key) -> None:
         self._units, self._key = units, key
         ends = list(accumulate(_sizes(units), initial=0))
-        self._ranges = list(zip(ends, ends[1:]))
+        self._ranges = list(pairwise(ends))
 
     def __len__(self) -> int:
         return len(self._ranges)

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from setpoint.functional import hard_concrete_steps as eager
-from setpoint.functional.compiled import new_like
 from setpoint.functional.compiled.jit import kernel
 from setpoint.functional.compiled.threads import Array, on_threads, ranges
+from setpoint.functional.hard_concrete import TEMPERATURE
 
 _ONE, _ZERO, _HALF = np.float32(1.0), np.float32(0.0), np.float32(0.5)
 _FAR, _LOG2E, _MAGIC = np.float32(eager.FAR), np.float32(-1.0 / math.log(2.0)), np.float32(eager.MAGIC)
 _MAGIC_BITS = np.uint32(eager.MAGIC_BITS - 127)
 _S0, _S1, _S2, _S3, _S4, _S5, _S6 = (np.float32(factor) for factor in eager.SERIES)
 _SHUT, _SHUT_ODDS = np.float32(eager.SHUT), np.float32(math.exp(eager.SHUT))
-_STEEP, _WIDE = np.float32(2.0 / 1.2000000000000002), np.float32(0.25 * 1.2000000000000002 / eager.TEMPERATURE)
+_STEEP, _WIDE = np.float32(2.0 / 1.2000000000000002), np.float32(0.25 * 1.2000000000000002 / TEMPERATURE)
 _MIX, _MORE = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _NEW_FIRST, _SECOND, _NEW_SECOND = (
     np.float32(1.0 - eager.FIRST),
@@ -177,7 +177,7 @@ class EntrySlopes(eager.Slopes):
 
 def draw_all(log_alpha: Tensor, begin: int, key: eager.Key) -> Tensor:
     """A sample of the gates."""
-    sample = new_like(log_alpha)
+    sample = torch.empty_like(log_alpha)
     a, z = _flat(log_alpha), _flat(sample)
     on_threads(lambda p: _draw(a[slice(*p)], begin + p[0], *_halves(key), z[slice(*p)]), list(ranges(a.size)))
     return sample
