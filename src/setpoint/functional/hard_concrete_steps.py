@@ -213,7 +213,7 @@ def _bits(begin: int, count: int, key: Key, device: torch.device) -> Tensor:
 
 
 def _drawn(a: Tensor, begin: int, key: Key) -> Tensor:
-    """`clip(1.2 s - 0.1, 0, 1)`, `s = sigmoid(1.5 (logit(u) + a)) = 1 / (1 + r**1.5)` with `r = (1 - u) / u exp(-a)`."""
+    """`clip(1.2 s - 0.1, 0, 1)`, `s = sigmoid(1.5 (logit(u) + a)) = 1 / (1 + r**1.5)`, `r = (1 / u - 1) exp(-a)`."""
     count = ((_bits(begin, len(a), key, a.device) >> 9) & 0x7FFFFF).float().add_(0.5)  # u, in units of 2**-23
     r = (8388608.0 - count).mul_(_shut_odds(a)).div_(count)
     return _root(r).mul_(r).add_(1.0).reciprocal_().mul_(1.2).sub_(0.1).clamp_(0.0, 1.0)
