@@ -519,6 +519,66 @@ def test_layers_without_a_gradient_at_a_step_teach_nothing_and_the_others_go_on(
     assert bool(torch.isfinite(memories(sparsifier)[0]["log_alpha"]).all())
 
 
+def large():
+    """(model, optimizer, sparsifier, function that trains): kernels work on one of its layers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 5))
+    opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    sparsifier = setpoint.Sparsifier(
+        model, opt, method="l0", target=0.5, steps=STEPS, schedule=setpoint.Schedule(begin=2, end=15)
+    )
+
+    def steps(begin, end):
+        for step in range(begin, end):
+            inputs = torch.randn(16, 20, generator=torch.Generator().manual_seed(step))
+            opt.zero_grad()
+            F.cross_entropy(model(inputs), inputs[:, :5].argmax(1)).backward()
+            opt.step()
+
+    return model, opt, sparsifier, steps
+
+
+def test_layers_of_many_weights_resume_in_the_same_bits_and_end_exactly():
+    straight, _, whole, steps = large()
+    steps(0, STEPS)
+    assert whole.report().exact
+    for cut in (3, 9):
+        first, opt, _, steps = large()
+        steps(0, cut)
+        saved = copy.deepcopy({"model": first.state_dict(), "optimizer": opt.state_dict()})
+        model, opt, sparsifier, steps = large()
+        model.load_state_dict(saved["model"])
+        opt.load_state_dict(saved["optimizer"])
+        steps(cut, STEPS)
+        assert same(model.state_dict(), straight.state_dict())
+        assert sparsifier.history == whole.history
+
+
+def test_with_kernels_gates_learn_what_they_learn_without(monkeypatch):
+    def after(steps):
+        *_, sparsifier, run = large()
+        run(0, steps)
+        return [z.clone() for z in map(sparsifier._gates.samples, range(3))], memories(sparsifier)[0]["log_alpha"]
+
+    found = [after(steps) for steps in (2, 5)]
+    monkeypatch.setattr("setpoint.functional.hard_concrete_steps.usable", lambda tensors: False)
+    want = [after(steps) for steps in (2, 5)]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], want[0][0])), "what is drawn is the same to the bit"
+    # Sums over all gates differ by their order in the last bit, and so do a few of the bits that are rounded by chance.
+    difference = (found[1][1] - want[1][1]).abs()
+    assert float((difference > 1e-4).float().mean()) < 1e-3
+    assert float(difference.max()) < 0.05
+
+
+def test_medians_follow_what_gates_have_learned_without_being_kept():
+    model, opt, batch, sparsifier = sparsify(unit="row", schedule=AT_ONCE)
+    train(model, opt, batch, 3)
+    for i, a in enumerate(alphas(sparsifier)):
+        assert torch.equal(sparsifier._gates.open(i), hard_concrete(a).flatten() > 0)
+        a.fill_(-5.0)
+        assert not bool(sparsifier._gates.open(i).any())
+
+
 def rank_main(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
