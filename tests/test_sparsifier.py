@@ -585,3 +585,21 @@ def test_wrapped_optimizers_are_seen_through():
     sparsifier = setpoint.Sparsifier(model, Wrapper(opt), target=0.5, steps=STEPS)
     train(model, Wrapper(opt), batch, STEPS)
     assert sparsifier.report().exact
+
+
+def test_gradients_are_masked_after_a_step_that_was_refused():
+    model = nn.Linear(6, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    sparsifier = setpoint.Sparsifier(model, optimizer, target=0.5, steps=4)
+    sparsifier.freeze()
+    pruned = ~sparsifier.masks["weight"]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        optimizer.step()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    # As a gradient scaler does for a fused optimizer: nobody looks at the gradients here then.
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
+    optimizer.step()
+    assert not bool(model.weight[pruned].any())

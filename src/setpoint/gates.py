@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from setpoint.norms import NormWatch
 from setpoint.optimizer_set import OptimizerSet
 from setpoint.overlay import Gate, Overlay, hang, is_gated, obstacle, plain_class, take_off
-from setpoint.units import Layer, Layout, Partition, Slices, partition
+from setpoint.units import Layer, Layout, Partition, partition
 
 # By parameter, the modules that hold it and its names there.
 _Places = dict[nn.Parameter, list[tuple[nn.Module, str]]]
@@ -205,9 +205,9 @@ class Gates:
         None where a unit is more than one weight, or where `slopes` has to look at more than these.
         """
         site, *more = self._sites[index]
-        weight, grad, units = site.parameter.detach(), site.parameter.grad, site.units
-        single = type(units) is Slices and not units.reduced and not units.layout.transposed
-        if more or not single or grad is None or grad.shape != weight.shape or not site.module.training:
+        weight, grad = site.parameter.detach(), site.parameter.grad
+        single = not more and site.units.entries(weight) is not None
+        if not single or grad is None or grad.shape != weight.shape or not site.module.training:
             return None
         if getattr(optimizers.of(site.parameter), "grad_scale", None) is not None:
             return None

@@ -102,6 +102,8 @@ class StepHooks:
         return ((args[0], guarded, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": guarded})
 
     def _guard(self, optimizer: Optimizer) -> None:
+        # Of a step that was refused some may be left.
+        self._masked = set()
         self._skip = _makes_state_only(optimizer)
         if self._skip:
             return
@@ -119,12 +121,11 @@ class StepHooks:
     def _all_finite(self, optimizer: Optimizer) -> bool:
         """Whether all gradients are finite; some of them masked on the way, where nobody is to see them otherwise."""
         finite = True
-        self._masked = set()
         # A step that is refused leaves everything as it was.
         for parameter in _parameters(optimizer) if self._nonfinite == "skip" else ():
             gradient, mask = parameter.grad, self._masking(parameter)
             plain = gradient is not None and not gradient.is_sparse and not gradient.requires_grad
-            if mask is not None and gradient is not None and plain and writable(gradient):
+            if mask is not None and gradient is not None and plain and writable(gradient) and mask.packs:
                 finite &= zero_finite_entries(gradient, mask)
                 self._masked.add(id(parameter))
         return finite and _finite(_gradients(p for p in _parameters(optimizer) if id(p) not in self._masked))
@@ -135,7 +136,6 @@ class StepHooks:
             self._done = set()
             self._begin()
         self._before(self._masked)
-        self._masked = set()
 
     def _refuse(self, optimizer: Optimizer) -> None:
         """Take the gradients of a step away, or the step itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -227,6 +228,6 @@ def _numbered(masks: Sequence[Tensor]) -> list[Tensor]:
     """The numbers of the True entries of each flat mask, of all masks at once."""
     numbers = torch.cat(list(masks)).nonzero().flatten()
     ends = torch.tensor([len(mask) for mask in masks]).cumsum(0)
-    places = torch.searchsorted(numbers, ends.to(numbers.device)).tolist()
-    begins = [0, *places[:-1]], [0, *ends.tolist()[:-1]]
-    return [numbers[a:b] - first for a, b, first in zip(begins[0], places, begins[1])]
+    # How many numbers there are up to the end of each mask.
+    upto = [0, *torch.searchsorted(numbers, ends.to(numbers.device)).tolist()]
+    return [numbers[a:b] - begin for (a, b), begin in zip(pairwise(upto), [0, *ends.tolist()])]

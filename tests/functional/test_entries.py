@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pretend import DEVICE, pretended_device
 from setpoint.functional import entries as module
 from setpoint.functional.bits import Mask
 from setpoint.functional.entries import count_nonzero, multiply_entries, zero_entries, zero_finite_entries
@@ -62,3 +63,11 @@ def test_products_and_counts(tensor):
 def test_sums_of_columns_side_by_side():
     stacks = torch.randn(3, 150, 70)
     assert torch.allclose(module.squares_across(stacks), stacks.double().square().sum(1), rtol=1e-6)
+
+
+def test_a_mask_of_another_device_is_brought_over(tensor):
+    with pretended_device():
+        where = some(tensor)
+        asked = tensor.masked_fill(where, 0.0)
+        zero_entries(tensor, Mask.of(where.to(DEVICE)))
+    assert torch.equal(tensor, asked)

@@ -11,9 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# How many entries of a mask are unpacked at a time: what stands beside them stays in a CPU's cache.
-PIECE = 1 << 18
-
 
 class Mask:
     """Booleans in the shape of a tensor, kept as bits on the CPU; on other devices as a boolean tensor.
@@ -31,9 +28,13 @@ class Mask:
 
     def __init__(self, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.shape, self.device = torch.Size(shape), torch.device(device)
-        on_cpu = self.device.type == "cpu"
-        size = -(-self.numel() // 8) if on_cpu else self.numel()
-        self._held = torch.zeros(size, dtype=torch.uint8 if on_cpu else torch.bool, device=self.device)
+        size = -(-self.numel() // 8) if self.packs else self.numel()
+        self._held = torch.zeros(size, dtype=torch.uint8 if self.packs else torch.bool, device=self.device)
+
+    @property
+    def packs(self) -> bool:
+        """Whether it is kept as bits: on the CPU."""
+        return self.device.type == "cpu"
 
     @classmethod
     def of(cls, entries: Tensor | Mask) -> Mask:
@@ -52,7 +53,7 @@ class Mask:
             ValueError: if the number of bytes does not fit the shape.
         """
         mask = cls(shape, device)
-        if mask.device.type == "cpu":
+        if mask.packs:
             _check_bytes(packed, mask.shape)
             mask._held = packed.to("cpu", torch.uint8, copy=True)
             if mask.numel() % 8:
@@ -65,7 +66,7 @@ class Mask:
     @property
     def packed(self) -> Tensor:
         """Eight entries a byte, the first in the lowest bit: 1-D, uint8, on the CPU. Of a mask there it is the same."""
-        return self._held if self.device.type == "cpu" else pack_bits(self._held)
+        return self._held if self.packs else pack_bits(self._held)
 
     @property
     def stored(self) -> Tensor:
@@ -81,8 +82,8 @@ class Mask:
                 return cls.unpacked(stored, shape, device)
             _check_bytes(stored, shape)
             mask = cls((0,))
-            mask.shape, mask._held = torch.Size(shape), stored.cpu()
-            return mask
+            mask.shape = torch.Size(shape)
+            return mask._with(stored.cpu())
         return cls.of(stored.to(device).reshape(tuple(shape)))
 
     def numel(self) -> int:
@@ -91,7 +92,7 @@ class Mask:
 
     def piece(self, begin: int, end: int) -> Tensor:
         """Entries from `begin` up to `end`, in the order of the indices: 1-D, bool, not to be written to."""
-        if self.device.type != "cpu":
+        if not self.packs:
             return self._held[begin:end]
         return torch.from_numpy(self.array(begin, end))
 
@@ -106,7 +107,7 @@ class Mask:
         """Set the entries from `begin` on, which is a multiple of 8, up to a multiple of 8 or to the end."""
         flat = entries.detach().reshape(-1)
         flat = flat if flat.dtype is torch.bool else flat != 0
-        if self.device.type == "cpu":
+        if self.packs:
             bits = np.packbits(flat.cpu().numpy(), bitorder="little")
             self._held[begin // 8 : begin // 8 + len(bits)] = torch.from_numpy(bits)
         else:
@@ -118,7 +119,7 @@ class Mask:
 
     def count(self) -> Tensor:
         """How many entries are True: a number on the mask's device, int64."""
-        if self.device.type != "cpu":
+        if not self.packs:
             return torch.count_nonzero(self._held)
         return torch.tensor(int(_BITS_IN[self._held.numpy()].sum(dtype=np.int64)))
 

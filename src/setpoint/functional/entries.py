@@ -29,9 +29,9 @@ def zero_entries(tensor: Tensor, where: Mask) -> None:
 
     Args:
         tensor: of any kind.
-        where: which entries, in its shape and on its device.
+        where: which entries, in its shape; on any device.
     """
-    if not writable(tensor):
+    if not writable(tensor) or not where.packs:
         tensor.masked_fill_(where.tensor().to(tensor.device), 0.0)
         return
     array = tensor.detach().view(-1).numpy()
@@ -50,7 +50,7 @@ def zero_finite_entries(tensor: Tensor, where: Mask) -> bool:
 
     Args:
         tensor: that is `writable`.
-        where: which entries, in its shape.
+        where: which entries, in its shape and on the CPU.
     """
     array = tensor.detach().view(-1).numpy()
     zero = _zero_checked() if len(array) >= WORTH else _check_eagerly

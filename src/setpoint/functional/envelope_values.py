@@ -89,7 +89,7 @@ def factors_of_values(
     Returns:
         By layer; None where all factors are 1.
     """
-    peak = max((float(v.peak()) for v in values), default=0.0) or 1.0
+    peak = max((float(v.peak) for v in values), default=0.0) or 1.0
     ramps = [
         _Ramp(1.0 / (math.sqrt(d) * peak), r, max(1.0 - r, 1e-200) if debias else 1.0, d) for r, d in zip(rho, costs)
     ]

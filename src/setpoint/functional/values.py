@@ -77,7 +77,11 @@ class Values(ABC):
         return out
 
     @cached_property
-    def _peak(self) -> Tensor:
+    def peak(self) -> Tensor:
+        """The largest, 0 of none, NaN if any is NaN: 0-dimensional."""
+        return self._largest()
+
+    def _largest(self) -> Tensor:
         if self.numel() == 0:
             return torch.zeros((), dtype=self.dtype, device=self.device)
         if self.device.type != "cpu":
@@ -85,10 +89,6 @@ class Values(ABC):
         (peaks,) = each_piece([self], lambda _, a, b: self.piece(a, b).max())
         # The largest is NaN if any is.
         return torch.as_tensor(np.max(peaks))
-
-    def peak(self) -> Tensor:
-        """The largest, 0 of none, NaN if any is NaN: 0-dimensional."""
-        return self._peak
 
 
 class Entries(Values):
@@ -104,6 +104,7 @@ class Entries(Values):
         entries = entries.detach()
         super().__init__(entries.shape, entries.device, exact_dtype(entries))
         self.entries, self.divisor, self.signed = entries, divisor, signed
+        self._undivided: Entries | None = None
         self._flat = entries.reshape(-1)
         self._array: Array | None = None
         self._by = None if divisor is None or entries.device.type != "cpu" else divisor.numpy()[()]
@@ -113,12 +114,16 @@ class Entries(Values):
     def over(self, divisor: Tensor) -> Entries:
         """The same divided by a number."""
         assert self.divisor is None
-        return Entries(self.entries, divisor, signed=self.signed)
+        quotients = Entries(self.entries, divisor, signed=self.signed)
+        # Division keeps the order: the largest stays where it is.
+        quotients._undivided = self
+        return quotients
 
-    def peak(self) -> Tensor:
-        """The largest: NaN if any is."""
+    def _largest(self) -> Tensor:
+        if self._undivided is not None and self.divisor is not None:
+            return self._undivided.peak / self.divisor
         if self.divisor is not None or self.numel() == 0:
-            return super().peak()
+            return super()._largest()
         low, high = torch.aminmax(self._flat)
         return torch.maximum(-low, high).to(self.dtype)
 

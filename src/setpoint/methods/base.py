@@ -74,7 +74,7 @@ class Units:
             FloatingPointError: if a weight is NaN or infinite.
         """
         values = tuple(layer.values() for layer in self.layers)
-        for layer, peak in zip(self.layers, read([value.peak() for value in values])):
+        for layer, peak in zip(self.layers, read([value.peak for value in values])):
             if not math.isfinite(peak):
                 raise FloatingPointError(
                     f"{layer.name!r} holds NaN or infinite values at step {self.step}: training has "
@@ -95,7 +95,7 @@ class Units:
     def gradients(self) -> tuple[Entries, ...]:
         """The l2 norm of each unit's gradient, of those that are gone as well, compared as `compared(None)` does."""
         assert self.felt is not None
-        for layer, peak in zip(self.layers, read([value.peak() for value in self.felt])):
+        for layer, peak in zip(self.layers, read([value.peak for value in self.felt])):
             if not math.isfinite(peak):
                 raise FloatingPointError(
                     f"the gradient of {layer.name!r} holds NaN or infinite values: nothing can grow"
@@ -281,8 +281,3 @@ def check_weights(weights: Mapping[str, Tensor] | None, layers: Sequence[Layer])
             raise ValueError(f"the weights of {name!r} must be a tensor of real numbers, not {given!r}")
         if not bool((torch.isfinite(given) & (given >= 0)).all()):
             raise ValueError(f"the weights of {name!r} must be finite and not negative")
-
-
-def as_factors(kept: Sequence[Tensor]) -> list[Tensor]:
-    """Masks as factors of zero and one."""
-    return [k.to(torch.float32) for k in kept]

@@ -29,7 +29,7 @@ from setpoint.functional.hard_concrete_steps import (
     together,
 )
 from setpoint.gates import FeltGates
-from setpoint.methods.base import Method, Units, as_factors
+from setpoint.methods.base import Method, Units
 from setpoint.methods.multiplier import ProportionalIntegral
 from setpoint.reading import read
 
@@ -117,7 +117,7 @@ class ConstrainedL0(Method):
     def fold(self, units: Units, kept: Sequence[Tensor]) -> Sequence[Tensor]:
         """The medians; for a unit that is kept though its gate is shut, the probability that it is open."""
         if not units.memory:
-            return as_factors(kept)
+            return kept
         folded = _apart(units, _folded(units.memory["log_alpha"]))
         return [f.masked_fill(~k, 0.0) for f, k in zip(folded, kept)]
 

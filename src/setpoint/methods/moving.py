@@ -157,7 +157,7 @@ class MovingSupport(DrawnSupport):
         if alike and (grown := self._most_wanted(units, pull, survivors)) is not None:
             return tuple(s | Mask.of(new) for s, new in zip(survivors, grown))
         scores = []
-        top = max(read([wanted.peak() for wanted in pull])) or 1.0
+        top = max(read([wanted.peak for wanted in pull])) or 1.0
         for layer, wanted, k, s, root in zip(units.layers, pull, kept, survivors, roots(units, prices)):
             score = wanted.tensor().double() / top
             score = torch.where(score > 0, score, _UNWANTED * self._random(units, layer).tensor().double())

@@ -60,7 +60,7 @@ class DrawnSupport(Method):
         """Refuse weights that cannot be ranked, as the support is drawn at once."""
         super().check(layers, target, optimizers)
         for layer in layers:
-            if not bool(torch.isfinite(layer.values().peak())):
+            if not bool(torch.isfinite(layer.values().peak)):
                 raise ValueError(f"{layer.name!r} holds NaN or infinite values: it can be given no support")
 
     def factors(self, units: Units) -> Sequence[Mask]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,13 +31,8 @@ _LEAST, _LOW, _HIGH = np.float32(eager.LEAST), np.float32(eager.BOUNDS[0]), np.f
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 
-def _exact(function: Callable[..., Any]) -> Any:
-    """Compile a function without leave to reorder or contract what it computes, whoever calls it."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder to write to
-        return numba.njit(**options)(function)
+# Without leave to reorder or contract what is computed, whoever calls it.
+_exact = kernel(finite=False, reordered=False)
 
 
 @_exact

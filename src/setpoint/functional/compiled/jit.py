@@ -16,10 +16,9 @@ def kernel(*, finite: bool, reordered: bool = True) -> Callable[[Callable[..., A
             are.
         reordered: whether sums may be taken in another order, and products fused with them.
     """
-    order = {"reassoc", "contract", "arcp"} if reordered else set()
-    fast: Any = order | {"nsz"} | ({"nnan", "ninf"} if finite else set())
-    if finite and reordered:
-        fast = True
+    fast: Any = {"nnan", "ninf", "nsz"} if finite else False
+    if reordered:
+        fast = True if finite else {"reassoc", "contract", "nsz", "arcp"}
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fast}
 
     def compiled(function: Callable[..., Any]) -> Any:
