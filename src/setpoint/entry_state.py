@@ -119,11 +119,11 @@ def mask_gradient(parameter: Tensor, gone: Mask) -> None:
         return
     if gradient.is_sparse:
         gradient = gradient.coalesce()
-        values = gradient.values().masked_fill(gone.tensor()[tuple(gradient.indices())], 0.0)
+        values = gradient.values().masked_fill(gone.view()[tuple(gradient.indices())], 0.0)
         parameter.grad = torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape, is_coalesced=True)
     elif gradient.requires_grad:
         with torch.enable_grad():
-            parameter.grad = gradient.masked_fill(gone.tensor(), 0.0)
+            parameter.grad = gradient.masked_fill(gone.view(), 0.0)
     else:
         zero_entries(gradient, gone)
 

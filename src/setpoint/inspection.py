@@ -186,7 +186,7 @@ def _not_finite(now: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _not_zero(now: Mapping[str, Tensor], pruned: Mapping[str, Mask], skip: Mapping[str, str]) -> dict[str, str]:
     names = [name for name in pruned if name not in skip]
-    counts = read([count_nonzero((now[n] != 0) & pruned[n].tensor().to(now[n].device)) for n in names])
+    counts = read([count_nonzero((now[n] != 0) & pruned[n].view().to(now[n].device)) for n in names])
     return {
         name: f"{int(count):,} of its {int(pruned[name].count()):,} pruned entries are not zero: weights were loaded, "
         "averaged or written since"

@@ -196,12 +196,12 @@ class Support:
     def clear_state(self, optimizers: OptimizerSet) -> None:
         """Zero what the optimizers remember of what is pruned."""
         for name, pruned in self.pruned.items():
-            clear_state(optimizers.of(self.parameters[name]), self.parameters[name], pruned.tensor)
+            clear_state(optimizers.of(self.parameters[name]), self.parameters[name], pruned.view)
 
     def mask_copies(self, optimizers: OptimizerSet) -> None:
         """Zero what is pruned in the copies of parameters that the optimizers keep."""
         for name, pruned in self.pruned.items():
-            mask_copies(optimizers.of(self.parameters[name]), self.parameters[name], pruned.tensor)
+            mask_copies(optimizers.of(self.parameters[name]), self.parameters[name], pruned.view)
 
     def state_dict(self) -> dict[str, Any]:
         """A bit an entry, and a bit a unit."""

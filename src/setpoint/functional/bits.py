@@ -113,9 +113,13 @@ class Mask:
         else:
             self._held[begin : begin + flat.numel()] = flat
 
+    def view(self) -> Tensor:
+        """All entries as a boolean tensor, not to be written to."""
+        return self.piece(0, self.numel()).reshape(self.shape)
+
     def tensor(self) -> Tensor:
         """All entries as a new boolean tensor."""
-        return self.piece(0, self.numel()).reshape(self.shape).clone()
+        return self.view() if self.packs else self.view().clone()
 
     def count(self) -> Tensor:
         """How many entries are True: a number on the mask's device, int64."""

@@ -32,7 +32,7 @@ def zero_entries(tensor: Tensor, where: Mask) -> None:
         where: which entries, in its shape; on any device.
     """
     if not writable(tensor) or not where.packs:
-        tensor.masked_fill_(where.tensor().to(tensor.device), 0.0)
+        tensor.masked_fill_(where.view().to(tensor.device), 0.0)
         return
     array = tensor.detach().view(-1).numpy()
     zero = _zero_marked() if len(array) >= WORTH else _zero_eagerly

@@ -48,7 +48,7 @@ def plant(
             _draw(part.parameter, new, _entries(part, survivors), generator)
         mask_gradient(part.parameter, marks)
         optimizer = optimizers.of(part.parameter)
-        clear_state(optimizer, part.parameter, marks.tensor)
+        clear_state(optimizer, part.parameter, marks.view)
         if warm:
             warm_second_moment(optimizer, part.parameter, new, _entries(part, survivors))
 
